@@ -1,0 +1,1 @@
+"""Packed weights: what the formats are and what they mean."""

@@ -1,0 +1,119 @@
+"""What the API process and the engine process say to each other: typed, encoded with msgspec, framed by length."""
+
+from typing import Literal
+
+import msgspec
+
+from model.batch import Logprobs, Sampling
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is started with: the part of the server's options that it needs."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    context_length: int | None = None  # tokens; None takes the model's own
+    kv_memory: int | None = None  # bytes; None sizes the cache to free memory
+    max_sequences: int = 64  # computed side by side
+    step_tokens: int = 512  # computed in one step, over all sequences
+    prefix_cache: bool = True
+    threads: int | None = None  # None takes every core this process may use
+    check_invariants: bool = False  # test mode: check the block pool after every step, poison freed blocks
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Run a sequence: `prompt` is never empty and known to fit; `id` is the client's own and unique in its life."""
+
+    id: int
+    prompt: list[int]
+    max_tokens: int  # >= 1
+    ending_ids: list[int]  # choosing one of these ends the sequence with "stop"; the token itself is reported
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Forget a sequence; unknown and finished ids are ignored, since a finish may cross a cancel on the way."""
+
+    id: int
+
+
+ToEngine = Submit | Cancel
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """How far starting is. `total` is 0 where it cannot be known."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+
+class ModelCard(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What text and HTTP need to know of the model; sent as soon as the checkpoint's header is read."""
+
+    name: str  # the id the model is served under unless the options name another
+    family: str
+    vocab_size: int  # rows of the embedding; token ids are below this
+    context_length: int  # tokens of prompt and output together that a sequence may reach
+    tokenizer: str  # tokenizer.json, as the tokenizers library reads it
+    chat_template: str | None  # Jinja2 source
+    special_tokens: dict[str, str]  # "bos_token", "eos_token", ... -> text, for the chat template
+    eos_ids: list[int]  # tokens that end an answer
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Loaded and warm: from here on the engine computes."""
+
+    device: str
+    dtype: str
+    block_size: int
+    total_blocks: int
+    memory_plan: str  # the sum behind `total_blocks`, for people
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot go on; `reason` is one line for people. It exits next."""
+
+    reason: str
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one step added to one sequence."""
+
+    id: int
+    tokens: list[int]
+    logprobs: list[Logprobs] | None  # one per token where they were asked for
+    finish: FinishReason | None
+    cached_tokens: int  # prompt tokens that came from the prefix cache
+    error: str | None = None  # with finish "error"
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's state after a step; counters are totals since its start."""
+
+    running: int
+    waiting: int
+    blocks_free: int
+    blocks_cached: int
+    blocks_used: int
+    preemptions: int
+    prefix_queries: int  # prompt tokens looked up in the prefix cache
+    prefix_hits: int  # of those, found
+    step_tokens: int  # computed in this step
+    step_seconds: float
+    invariant_violations: int
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """One message per step, however many sequences it moved."""
+
+    deltas: list[Delta]
+    started: list[int]  # sequences first scheduled in this step: their wait in the queue is over
+    stats: Stats
+
+
+FromEngine = Progress | ModelCard | Ready | Failed | Step
