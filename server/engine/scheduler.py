@@ -1,0 +1,218 @@
+"""Who computes how many tokens in the next step, and what the step's result means for each of them."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from model.batch import Batch, Chunk, Sample, StepResult
+from server.engine.block_pool import BlockPool, Key
+from server.engine.messages import Delta, Stats
+from server.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one step takes on. Each running sequence has at least one token in every step."""
+
+    max_sequences: int
+    step_tokens: int
+
+    @property
+    def max_running(self) -> int:
+        return min(self.max_sequences, self.step_tokens)
+
+
+class Scheduler:
+    """Lets `computed` catch up with `tokens`, first come, first served.
+
+    `running` followed by `waiting` is the order of arrival, always: the head of the queue is the only one to start,
+    and the youngest running sequence is the only one to lose its blocks. Three things follow.
+    Decodes never starve: a sequence starts only with budget that older ones left over, so only the youngest running
+    one can have more than one token pending, and it is served last.
+    Nothing livelocks: the oldest sequence is never preempted and advances in every step.
+    Waiting for another's block ends: see `_admit`.
+    """
+
+    def __init__(self, limits: Limits, pool: BlockPool) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.running: list[Sequence] = []  # oldest first
+        self.waiting: deque[Sequence] = deque()  # oldest first, and all younger than the running ones
+        self.started: list[int] = []  # ids that the last `schedule` put into a step for the first time
+        self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._live: dict[int, Sequence] = {}
+        self._batch: Batch | None = None  # the step under way: chunk i belongs to running[i]
+        self._cancelled: set[int] = set()  # while their chunks are under way
+        self._step_tokens = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence that is known to fit."""
+        assert sequence.id not in self._live, "a sequence's id is unique in its life"
+        assert sequence.prompt_length > 0, "there is nothing to compute"
+        assert sequence.max_tokens > 0, "there is nothing to choose"
+        assert self.pool.span(sequence.reach) <= self.pool.total, "it can never fit"
+        self._live[sequence.id] = sequence
+        self.waiting.append(sequence)
+
+    def cancel(self, id: int) -> None:
+        """Forgets a sequence, at the end of the step if one is under way; ignores ids that are not live."""
+        sequence = self._live.get(id)
+        if sequence is None:
+            return
+        if self._batch is not None and sequence in self.running:
+            self._cancelled.add(id)  # the model is writing to its blocks
+        else:
+            self._leave(sequence)
+
+    def schedule(self) -> Batch | None:
+        """The next step, for `apply` to close; None if no sequence is live."""
+        assert self._batch is None, "the last step has not been applied"
+        self.started = []
+        self._step_tokens = 0
+        if not self._live:
+            return None
+        self._secure_blocks()
+        self._batch = Batch(self._fill())
+        return self._batch
+
+    def apply(self, result: StepResult) -> list[Delta]:
+        """Closes the step: what it added to each sequence. Finished sequences have given their blocks back."""
+        assert self._batch is not None, "no step is under way"
+        steps = list(zip(self.running, self._batch.chunks, result.samples, strict=True))
+        self._batch = None
+        deltas = [self._advance(sequence, chunk, sample) for sequence, chunk, sample in steps]
+        cancelled, self._cancelled = self._cancelled, set()
+        for id in cancelled:
+            self.cancel(id)
+        return [delta for delta in deltas if delta is not None and delta.id not in cancelled]
+
+    def stats(self, step_seconds: float, invariant_violations: int) -> Stats:
+        """The state after a step, with the two figures that only its caller has."""
+        return Stats(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            blocks_free=self.pool.free,
+            blocks_cached=self.pool.cached,
+            blocks_used=self.pool.used,
+            preemptions=self.preemptions,
+            prefix_queries=self.prefix_queries,
+            prefix_hits=self.prefix_hits,
+            step_tokens=self._step_tokens,
+            step_seconds=step_seconds,
+            invariant_violations=invariant_violations,
+        )
+
+    def check(self) -> str | None:
+        """The first broken invariant of scheduler and pool, in words; None if all hold."""
+        if [*self._live.values()] != [*self.running, *self.waiting]:
+            return "the sequences running and waiting are not the live ones in order of arrival"
+        if len(self.running) > self.limits.max_running:
+            return f"{len(self.running)} sequences run, which is more than {self.limits.max_running}"
+        for sequence in self.waiting:
+            if sequence.blocks or sequence.computed:
+                return f"sequence {sequence.id} waits and holds blocks {sequence.blocks}"
+        for sequence in self.running:
+            if not sequence.pending:
+                return f"sequence {sequence.id} runs with nothing to compute"
+            if sequence.pending > 1 and sequence is not self.running[-1]:
+                return f"sequence {sequence.id} is behind, yet younger ones run"
+            if self.pool.span(sequence.computed) > len(sequence.blocks):
+                return f"sequence {sequence.id} has {sequence.computed} tokens computed in too few blocks"
+        return self.pool.check(self._live.values())
+
+    def _secure_blocks(self) -> None:
+        """Every running sequence gets the blocks it needs, the youngest giving up theirs while there are too few."""
+        secured = 0
+        while secured < len(self.running):
+            if self.pool.extend(self.running[secured]):
+                secured += 1
+            else:
+                self._preempt()
+
+    def _preempt(self) -> None:
+        """Sends the youngest running sequence back to the head of the queue, to be computed again from there."""
+        sequence = self.running.pop()
+        self.pool.release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _fill(self) -> list[Chunk]:
+        """A chunk for every running sequence, oldest first; more start while they leave budget."""
+        chunks: list[Chunk] = []
+        budget = self.limits.step_tokens
+        promised: set[Key | None] = set()
+        while budget and (len(chunks) < len(self.running) or self._start(promised)):
+            sequence = self.running[len(chunks)]
+            chunk = sequence.chunk(min(sequence.pending, budget))
+            promised.add(self.pool.key_after(sequence, sequence.contents, chunk.stop))
+            chunks.append(chunk)
+            budget -= len(chunk)
+        self._step_tokens = self.limits.step_tokens - budget
+        return chunks
+
+    def _start(self, promised: set[Key | None]) -> bool:
+        """Moves the head of the queue to `running`, if there is room for all its tokens and for the others to grow.
+
+        It waits as well while the block it could use next is promised by this very step: one step later it finds it
+        in the cache instead of computing it twice. This ends: only running sequences make promises, none joins them
+        meanwhile, and each such step brings them closer to their ends.
+        """
+        if not self.waiting or len(self.running) == self.limits.max_running:
+            return False
+        sequence = self.waiting[0]
+        prefix = self.pool.find(sequence)
+        key = self.pool.next_key(sequence, prefix)
+        if key is not None and key in promised:
+            return False
+        growth = len(self.running)  # each may soon want one block more; taking it from a newcomer would waste its work
+        if self.pool.cost(sequence, prefix) > self.pool.available - growth:
+            return False
+        self.running.append(self.waiting.popleft())
+        self.pool.share(sequence, prefix)
+        extended = self.pool.extend(sequence)
+        assert extended, "the cost was wrong"
+        if sequence.cached_tokens is None:
+            self._note_start(sequence)
+        return True
+
+    def _note_start(self, sequence: Sequence) -> None:
+        """What is counted once in a sequence's life, however often it is preempted and starts again."""
+        sequence.cached_tokens = sequence.computed
+        self.started.append(sequence.id)
+        if self.pool.prefix_cache:
+            self.prefix_queries += sequence.prompt_length
+            self.prefix_hits += sequence.computed
+
+    def _advance(self, sequence: Sequence, chunk: Chunk, sample: Sample | str | None) -> Delta | None:
+        """Moves one sequence by what the step computed of it and chose for it."""
+        if isinstance(sample, str):
+            self.pool.forget(sequence)  # what misled it may stand in any block it read
+            self._leave(sequence)
+            return self._delta(sequence, [], error=sample)
+        assert (sample is None) == (chunk.sampling is None), "a token is chosen just where one is wanted"
+        sequence.computed = chunk.stop
+        self.pool.commit(sequence)
+        if sample is None:
+            return None
+        sequence.tokens.append(sample.token)
+        if sequence.finish:
+            self._leave(sequence)
+        return self._delta(sequence, [sample])
+
+    def _delta(self, sequence: Sequence, samples: list[Sample], error: str | None = None) -> Delta:
+        logprobs = [sample.logprobs for sample in samples if sample.logprobs is not None]
+        return Delta(
+            id=sequence.id,
+            tokens=[sample.token for sample in samples],
+            logprobs=logprobs or None,
+            finish=sequence.finish if error is None else "error",
+            cached_tokens=sequence.cached_tokens or 0,
+            error=error,
+        )
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Ends a sequence's stay, wherever it stands."""
+        del self._live[sequence.id]
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self.pool.release(sequence)
