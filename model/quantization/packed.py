@@ -1,0 +1,52 @@
+"""A weight matrix that stays packed: its bytes, what they mean, and which rows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.quantization.dequantize import dequantize_blocks
+from model.quantization.formats import Format
+
+SLAB_WEIGHTS = 1 << 18  # weights expanded at a time: the temporaries then fit a core's cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTensor:
+    """A matrix of blocks. `data` may be a view of a memory-mapped file, so copies are made of rows only.
+
+    Shapes: `shape` is (rows, columns) in weights, `data` is uint8 [rows, bytes per row].
+    """
+
+    format: Format
+    shape: tuple[int, int]
+    data: Tensor
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        assert self.data.dtype == torch.uint8, "packed data is bytes"
+        assert self.data.shape == (rows, self.format.row_bytes(columns)), "the bytes do not make up the shape"
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel()
+
+    def dequantize(self) -> Tensor:
+        """The weights as float32 [rows, columns], bit-equal to gguf's reference."""
+        rows, columns = self.shape
+        weights = torch.empty(rows, columns, dtype=torch.float32, device=self.data.device)
+        slab = max(1, SLAB_WEIGHTS // columns)
+        for start in range(0, rows, slab):
+            blocks = self.data[start : start + slab].reshape(-1, self.format.block_bytes)
+            weights[start : start + slab] = dequantize_blocks(self.format, blocks).view(-1, columns)
+        return weights
+
+    def select_rows(self, index: Tensor) -> "PackedTensor":
+        """The rows that `index` (integer [n]) names, in its order, copied out of `data`."""
+        return PackedTensor(self.format, (len(index), self.shape[1]), self.data[index])
+
+    def split(self, parts: int) -> list["PackedTensor"]:
+        """`parts` views of equally many rows each: the experts of a stacked tensor."""
+        rows, columns = self.shape
+        assert rows % parts == 0, "the rows do not share out evenly"
+        return [PackedTensor(self.format, (rows // parts, columns), data) for data in self.data.chunk(parts)]
