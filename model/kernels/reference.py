@@ -1,0 +1,152 @@
+"""What every operation of the forward pass computes, in plain torch on any device: the specification.
+
+A backend subclasses `Kernels`, overrides what it has in a faster form and inherits the rest.
+
+Shapes: T rows of the step (tokens of all chunks, packed), D model width, H query heads, G KV heads, d head size,
+N blocks of the cache, B positions of a block, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.quantization import PackedTensor
+
+Weight = Tensor | PackedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows of one chunk and where its context lies in the cache."""
+
+    first_row: int
+    last_row: int  # exclusive
+    start: int  # position of the first row; all positions before it are in the cache
+    blocks: Tensor  # block table, int64 [blocks of the sequence]
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.last_row - self.first_row
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys [N, G, d, B] (transposed: a score is then a row of products) and values [N, G, B, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def block_size(self) -> int:
+        return self.values.shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What one layer's attention does beyond softmax(q k) v."""
+
+    scale: float
+    window: int | None  # a query sees this many last positions, itself among them
+    softcap: float | None
+
+
+class Kernels:
+    """Plain torch. Inputs and outputs are contiguous, on `device` and in `dtype` unless said otherwise."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+
+    def prepare(self, weight: Weight) -> Weight:
+        """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""
+        dense = weight.dequantize() if isinstance(weight, PackedTensor) else weight
+        return dense.to(self.device, self.dtype)
+
+    def embed(self, ids_T: Tensor, weight: Weight) -> Tensor:
+        """Rows `ids_T` (int64) of the prepared matrix [V, D] -> [T, D]."""
+        assert isinstance(weight, Tensor)
+        return weight[ids_T]
+
+    def linear(self, x_TD: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b with a prepared W [out, D] -> [T, out]."""
+        assert isinstance(weight, Tensor)
+        return F.linear(x_TD, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension, computed in fp32; `weight` is fp32."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (wide * scale * weight).to(x.dtype)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """(x - mean) / std * weight + bias over the last dimension, computed in fp32; both are fp32."""
+        return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, eps).to(x.dtype)
+
+    def rotate(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+        """Rotates dimension i with i + d/2 by each row's angles; cos and sin are fp32 [T, d/2]."""
+        first, second = x_THd.float().chunk(2, dim=-1)
+        cos, sin = cos_Td[:, None], sin_Td[:, None]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_THd.dtype)
+
+    def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
+        """Writes each row's key and value at its slot (block * B + offset, int64)."""
+        blocks, offsets = slots_T // cache.block_size, slots_T % cache.block_size
+        cache.keys[blocks, :, :, offsets] = k_TGd.to(cache.keys.dtype)
+        cache.values[blocks, :, offsets] = v_TGd.to(cache.values.dtype)
+
+    def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
+        """Causal attention of every row over its own sequence's context -> [T, H, d].
+
+        The step's own keys and values are stored already, so the context of a row at position p is 0..p.
+        """
+        out_THd = torch.empty_like(q_THd)
+        for span in spans:
+            rows = slice(span.first_row, span.last_row)
+            out_THd[rows] = self._attend(q_THd[rows], cache, span, shape)
+        return out_THd
+
+    def _attend(self, q_RHd: Tensor, cache: LayerCache, span: Span, shape: AttentionShape) -> Tensor:
+        """One chunk of R rows: scores over the C positions that its first row can still see, and after."""
+        num_rows, num_heads, head_dim = q_RHd.shape
+        size, num_kv = cache.block_size, cache.keys.shape[1]
+        first_block = 0 if shape.window is None else max(0, span.start + 1 - shape.window) // size
+        blocks = span.blocks[first_block : -(-span.stop // size)]
+        length = span.stop - first_block * size
+        k_GdC = cache.keys[blocks].permute(1, 2, 0, 3).reshape(num_kv, head_dim, -1)[..., :length].float()
+        v_GCd = cache.values[blocks].permute(1, 0, 2, 3).reshape(num_kv, -1, head_dim)[:, :length].float()
+
+        q_GRd = q_RHd.view(num_rows, num_kv, -1, head_dim).permute(1, 2, 0, 3).reshape(num_kv, -1, head_dim).float()
+        scores_GRC = torch.matmul(q_GRd, k_GdC) * shape.scale  # R runs over (query head of the group, row)
+        if shape.softcap is not None:
+            scores_GRC = torch.tanh(scores_GRC / shape.softcap) * shape.softcap
+
+        queries = torch.arange(span.start, span.stop, device=q_RHd.device)[:, None]
+        keys = torch.arange(first_block * size, span.stop, device=q_RHd.device)[None]
+        hidden = keys > queries
+        if shape.window is not None:
+            hidden |= keys <= queries - shape.window
+        scores_GRC.view(num_kv, -1, num_rows, length).masked_fill_(hidden, float("-inf"))
+
+        o_GRd = torch.matmul(torch.softmax(scores_GRC, dim=-1), v_GCd)
+        o_RHd = o_GRd.view(num_kv, -1, num_rows, head_dim).permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
+        return o_RHd.to(q_RHd.dtype)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """`activation` is one of relu, gelu (exact), gelu_tanh, silu."""
+        match activation:
+            case "relu":
+                return F.relu(x)
+            case "gelu":
+                return F.gelu(x)
+            case "gelu_tanh":
+                return F.gelu(x, approximate="tanh")
+            case "silu":
+                return F.silu(x)
+        raise AssertionError(f"no such activation: {activation}")
+
+    def gate(self, gate_up_TF: Tensor, activation: str) -> Tensor:
+        """activation(gate) * up, where the first half of each row is gate and the second up -> [T, F/2]."""
+        gate, up = gate_up_TF.chunk(2, dim=-1)
+        return self.activate(gate, activation) * up

@@ -1,0 +1,33 @@
+"""The keys and values of all computed positions: one pair of tensors a layer, addressed by block id."""
+
+import torch
+
+from model.config import ModelConfig
+from model.kernels.reference import LayerCache
+
+BLOCK_SIZE = 16  # positions
+
+
+def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What one block of positions takes over all layers."""
+    per_position = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+    return config.num_layers * BLOCK_SIZE * per_position
+
+
+class KVCache:
+    """Paged as in Kwon et al. 2023. Memory is reserved at once and touched block by block."""
+
+    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+        keys = (num_blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
+        values = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        self.num_blocks = num_blocks
+        self.layers = [
+            LayerCache(torch.empty(keys, dtype=dtype, device=device), torch.empty(values, dtype=dtype, device=device))
+            for _ in range(config.num_layers)
+        ]
+
+    def poison(self, blocks: list[int]) -> None:
+        """Makes every read of these blocks show: test mode calls it when they are freed."""
+        for layer in self.layers:
+            layer.keys[blocks] = float("nan")
+            layer.values[blocks] = float("nan")

@@ -1,0 +1,122 @@
+"""Which token comes next: penalties, truncation and the draw, one row at a time.
+
+A row is judged alone: nothing here reduces over several rows, so a request's tokens cannot depend on its neighbours.
+Order: bias and penalties; temperature; top-k; top-p of what is left; min-p; one draw keyed by seed and position.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from model.batch import GREEDY, Chunk, Logprobs, Sample, Sampling
+from model.philox import uniform
+
+# Shapes: V vocabulary, K candidates
+
+
+def choose(logits_V: Tensor, chunk: Chunk) -> Sample | str:
+    """The token after the chunk, from fp32 logits; an error in words where they are not finite."""
+    assert chunk.sampling is not None
+    sampling = chunk.sampling
+    if not bool(torch.isfinite(logits_V).all()):
+        return "the model computed logits that are not finite"
+    adjusted_V = _adjust(logits_V, chunk, sampling)
+    if sampling.temperature == GREEDY:
+        token = int(torch.argmax(adjusted_V))
+    else:
+        token = _draw(adjusted_V, sampling, position=chunk.stop)
+    if sampling.top_logprobs is None:
+        return Sample(token)
+    return Sample(token, _logprobs(logits_V, token, sampling.top_logprobs))
+
+
+def _adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
+    """Logits after bias, penalties and the ban on ending early; the very same tensor where nothing applies."""
+    output = chunk.tokens[chunk.prompt_length : chunk.stop]
+    is_too_short = len(output) < sampling.min_tokens and sampling.ending_ids
+    has_output_penalty = sampling.presence_penalty or sampling.frequency_penalty
+    has_penalty = sampling.repetition_penalty != 1.0 or has_output_penalty
+    if not (sampling.logit_bias or has_penalty or is_too_short):
+        return logits_V
+    adjusted_V = logits_V.clone()
+    if sampling.logit_bias:
+        ids = torch.tensor(list(sampling.logit_bias), device=logits_V.device)
+        adjusted_V[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits_V.device)
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(chunk.tokens[: chunk.stop])), device=logits_V.device)
+        scores = adjusted_V[seen]
+        penalty = sampling.repetition_penalty  # Keskar et al. 2019, made to lower negative logits too
+        adjusted_V[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    if has_output_penalty and output:
+        counts = Counter(output)
+        penalties = [sampling.presence_penalty + sampling.frequency_penalty * count for count in counts.values()]
+        adjusted_V[list(counts)] -= torch.tensor(penalties, device=logits_V.device)
+    if is_too_short:
+        adjusted_V[list(sampling.ending_ids)] = float("-inf")
+    return adjusted_V
+
+
+def _draw(logits_V: Tensor, sampling: Sampling, position: int) -> int:
+    """Inverts the cumulative distribution of the candidates, in order of their ids, at one uniform number."""
+    ids_K = _candidates(logits_V, sampling)
+    weights_K = _weights(logits_V[ids_K], sampling.temperature)
+    cumulative_K = weights_K.cumsum(0)
+    target = uniform(sampling.seed, position) * float(cumulative_K[-1])
+    place = int(torch.searchsorted(cumulative_K, target, right=True))
+    return int(ids_K[min(place, len(ids_K) - 1)])
+
+
+def _weights(logits_K: Tensor, temperature: float) -> Tensor:
+    """Unnormalised probabilities in fp64, the likeliest being 1; a tiny temperature leaves the likeliest alone."""
+    return ((logits_K.double() - logits_K.max().double()) / temperature).exp()
+
+
+def _candidates(logits_V: Tensor, sampling: Sampling) -> Tensor:
+    """Ids of the tokens that may be drawn, ascending. Of equally likely tokens the lower id counts as likelier."""
+    ids_K = torch.nonzero(logits_V > float("-inf")).squeeze(1)
+    if 0 < sampling.top_k < len(ids_K):
+        ids_K = _likeliest(ids_K, logits_V[ids_K], sampling.top_k)
+    if sampling.top_p < 1.0:
+        ids_K = _nucleus(ids_K, _weights(logits_V[ids_K], sampling.temperature), sampling.top_p)
+    if sampling.min_p > 0.0:
+        weights_K = _weights(logits_V[ids_K], sampling.temperature)
+        ids_K = ids_K[weights_K >= sampling.min_p]
+    return ids_K
+
+
+def _likeliest(ids_K: Tensor, weights_K: Tensor, count: int) -> Tensor:
+    """Exactly `count` of the ids, ascending."""
+    threshold = weights_K.topk(count).values[-1]
+    above = weights_K > threshold
+    ties = torch.nonzero(weights_K == threshold).squeeze(1)
+    above[ties[: count - int(above.sum())]] = True
+    return ids_K[above]
+
+
+def _nucleus(ids_K: Tensor, weights_K: Tensor, top_p: float) -> Tensor:
+    """The fewest likeliest ids whose weights reach `top_p` of the sum (Holtzman et al. 2020), ascending.
+
+    Sorting the vocabulary is the costly part, and the nucleus is mostly small: look among few first.
+    """
+    target = float(weights_K.sum()) * top_p
+    count = min(256, len(ids_K))
+    while True:
+        few = _likeliest(torch.arange(len(ids_K), device=ids_K.device), weights_K, count)
+        order = few[torch.sort(weights_K[few], descending=True, stable=True).indices]
+        reached = torch.nonzero(weights_K[order].cumsum(0) >= target).squeeze(1)
+        if len(reached) or count == len(ids_K):
+            break
+        count = min(count * 8, len(ids_K))
+    size = int(reached[0]) + 1 if len(reached) else count
+    return ids_K[order[:size].sort().values]
+
+
+def _logprobs(logits_V: Tensor, token: int, top: int) -> Logprobs:
+    logprobs_V = torch.log_softmax(logits_V, dim=-1)
+    best: list[int] = []
+    if top:
+        best = _likeliest(torch.arange(len(logprobs_V), device=logprobs_V.device), logprobs_V, top).tolist()
+    entries = [(token_id, float(logprobs_V[token_id])) for token_id in best]
+    entries.sort(key=lambda entry: (-entry[1], entry[0]))
+    return Logprobs(chosen=float(logprobs_V[token]), top=entries)

@@ -1,0 +1,91 @@
+"""The Transformer: from token ids to the logits of the next ones, top to bottom as in the paper."""
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig, NormPlace, Positions, Rope
+from model.experts import MixtureOfExperts
+from model.inputs import Inputs
+from model.kernels import Kernels, Weight
+from model.kv_cache import KVCache
+from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
+from model.linear import Linear
+from model.positions import Rotary, sinusoids
+from model.weights import Weights
+
+# Shapes: T rows of the step, D model width, V vocabulary
+
+
+class Layer:
+    """Attention, then the MLP, each with its residual."""
+
+    def __init__(self, weights: Weights, index: int, config: ModelConfig, kernels: Kernels) -> None:
+        self.attention = Attention(weights.below("attention"), index, config, kernels)
+        self.around_attention = Residual(weights, "attention", config, kernels)
+        self.mlp: Mlp | MixtureOfExperts = (
+            MixtureOfExperts(weights.below("mlp"), config.experts, config, kernels)
+            if config.experts
+            else Mlp(weights.below("mlp"), config.hidden_dim, config, kernels)
+        )
+        self.around_mlp = Residual(weights, "mlp", config, kernels)
+
+    def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
+        x_TD = self.around_attention(x_TD, lambda x: self.attention(x, inputs))
+        return self.around_mlp(x_TD, self.mlp)
+
+
+class Transformer:
+    """A decoder-only Transformer ("Attention Is All You Need" without the encoder, and what has come since)."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels) -> None:
+        self.config = config
+        self.kernels = kernels
+        self.embedding = Embedding(weights, config, kernels)
+        self.learned_positions = self._learned_positions(weights)
+        self.rotaries = self._rotaries(weights)
+        self.layers = [Layer(weights.below(f"layers.{i}"), i, config, kernels) for i in range(config.num_layers)]
+        is_normed = config.norm_place is NormPlace.POST
+        self.norm = None if is_normed else NormLayer(weights.below("norm"), config.dim, config, kernels)
+        self.head = None if config.tied_head else Linear(weights, {"head": config.vocab_size}, config.dim, kernels)
+
+    def __call__(self, inputs: Inputs, cache: KVCache) -> Tensor:
+        """Stores the keys and values of every row and gives the last layer's hidden states [T, D]."""
+        angles = {rope: rotary(inputs.positions) for rope, rotary in self.rotaries.items()}
+        x_TD = self._embed(inputs)
+        for index, layer in enumerate(self.layers):
+            layer_angles = angles.get(self.config.rope_of(index))
+            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], inputs.slots, inputs.spans))
+        return self.norm(x_TD) if self.norm else x_TD
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the token after each row, fp32 [T, V]."""
+        logits = self.head(x_TD) if self.head else self.kernels.linear(x_TD, self.embedding.weight)
+        logits = logits.float()
+        cap = self.config.logits_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _embed(self, inputs: Inputs) -> Tensor:
+        x_TD = self.embedding(inputs.ids)
+        match self.config.positions:
+            case Positions.LEARNED:
+                assert self.learned_positions is not None
+                return x_TD + self.kernels.embed(inputs.positions, self.learned_positions)
+            case Positions.SINUSOIDAL:
+                return x_TD + sinusoids(inputs.positions, self.config.dim).to(x_TD.dtype)
+            case Positions.ROTARY:
+                return x_TD
+
+    def _learned_positions(self, weights: Weights) -> Weight | None:
+        if self.config.positions is not Positions.LEARNED:
+            return None
+        matrix = weights.matrix("positions.weight", (self.config.context_length, self.config.dim))
+        return self.kernels.prepare(matrix)
+
+    def _rotaries(self, weights: Weights) -> dict[Rope, Rotary]:
+        """One for each kind of layer."""
+        if self.config.positions is not Positions.ROTARY:
+            return {}
+        head_dim, name = self.config.head_dim, "rope_divisors.weight"
+        divisors = weights.vector(name, head_dim // 2) if name in weights else None
+        ropes = {self.config.rope_of(layer) for layer in range(self.config.num_layers)}
+        return {rope: Rotary(rope, head_dim, self.config.context_length, divisors) for rope in ropes}
