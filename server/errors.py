@@ -56,7 +56,7 @@ class BadRequest(HeadraceError):
 
     status = 400
     type = "invalid_request_error"
-    default_code = None
+    default_code: ClassVar[str | None] = None
 
 
 class UnsupportedParameter(BadRequest):
