@@ -1,1 +1,6 @@
 """Packed weights: what the formats are and what they mean."""
+
+from model.quantization.formats import Format
+from model.quantization.packed import PackedTensor
+
+__all__ = ["Format", "PackedTensor"]
