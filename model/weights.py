@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,9 +39,10 @@ class Weights:
     prefix: str = ""
     taken: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
+    on_take: Callable[[int], None] = lambda size: None  # told the bytes of each tensor that is taken
 
     def below(self, name: str) -> "Weights":
-        return Weights(self.tensors, self.names, f"{self.prefix}{name}.", self.taken, self.missing)
+        return replace(self, prefix=f"{self.prefix}{name}.")
 
     def __contains__(self, name: str) -> bool:
         return self._locate(name)[0].name in self.tensors
@@ -52,8 +53,11 @@ class Weights:
         if source.name not in self.tensors:
             self.missing.append(source.name)
             return torch.empty(shape)
-        self.taken.add(source.name)
-        matrix = source.read(self.tensors[source.name], number)
+        tensor = self.tensors[source.name]
+        if source.name not in self.taken:
+            self.taken.add(source.name)
+            self.on_take(tensor.nbytes)
+        matrix = source.read(tensor, number)
         if tuple(matrix.shape) != shape:
             raise WeightsError(f"tensor {source.name} has shape {tuple(matrix.shape)}, the configuration says {shape}")
         return matrix

@@ -6,6 +6,7 @@ Shapes: T rows of the step (tokens of all chunks, packed), D model width, H quer
 N blocks of the cache, B positions of a block, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,10 @@ class Kernels:
         """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""
         dense = weight.dequantize() if isinstance(weight, PackedTensor) else weight
         return dense.to(self.device, self.dtype)
+
+    def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
+        """What `prepare` makes of a tensor of this shape; `dtype` is "F32", "F16", "BF16" or a packed format."""
+        return math.prod(shape) * self.dtype.itemsize
 
     def embed(self, ids_T: Tensor, weight: Weight) -> Tensor:
         """Rows `ids_T` (int64) of the prepared matrix [V, D] -> [T, D]."""

@@ -9,21 +9,6 @@ from model.batch import Logprobs, Sampling
 FinishReason = Literal["stop", "length", "error"]
 
 
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is started with: the part of the server's options that it needs."""
-
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
-    context_length: int | None = None  # tokens; None takes the model's own
-    kv_memory: int | None = None  # bytes; None sizes the cache to free memory
-    max_sequences: int = 64  # computed side by side
-    step_tokens: int = 512  # computed in one step, over all sequences
-    prefix_cache: bool = True
-    threads: int | None = None  # None takes every core this process may use
-    check_invariants: bool = False  # test mode: check the block pool after every step, poison freed blocks
-
-
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Run a sequence: `prompt` is never empty and known to fit; `id` is the client's own and unique in its life."""
 

