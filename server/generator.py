@@ -1,13 +1,21 @@
 """How prompts become pieces of text: submits sequences to the engine and turns their tokens into text that is final.
 
-The interface that `server/api/*` and the command line share; filled in by the text room's author.
+The interface that `server/api/*` and the command line share.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.batch import Sampling
+from model.batch import Logprobs, Sampling
+from server.engine.client import EngineClient, Order, TokenStream
+from server.engine.messages import Delta
+from server.errors import InternalError, PromptTooLong
+from server.text.tokenizer import Tokenizer, TokenText
+from server.text.transcript import Transcript
+
+__all__ = ["Generation", "GenerationRequest", "Generator", "Piece", "TokenText", "Usage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,23 +29,15 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    sampling: Sampling = Sampling()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenText:
-    """A token as people read it. `text` replaces bytes that are not UTF-8 on their own by U+FFFD."""
-
-    id: int
-    text: str
-    bytes: bytes
-    logprob: float | None
-    top: list["TokenText"]  # alternatives, likeliest first, with empty `top` of their own
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of one choice that is final: it will not be taken back. The last piece of a choice has a finish reason."""
+    """Text of one choice that is final: it will not be taken back. The last piece of a choice has a finish reason.
+
+    `tokens` are those whose text ends in this piece; the token that ended the choice shows in neither.
+    """
 
     index: int
     text: str
@@ -47,16 +47,162 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
+    prompt_tokens: int  # once per prompt, however many choices
+    completion_tokens: int  # of all choices, the tokens that ended them included
+    cached_tokens: int  # of the prompts' tokens, those that came from the prefix cache for the prompt's first choice
+
+
+class Generator:
+    """Turns requests into running generations, all on one engine."""
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._eos_ids = tuple(eos_ids)
+
+    def start(self, request: GenerationRequest) -> "Generation":
+        """Queues every choice or none. Must be called in an event loop.
+
+        Raises PromptTooLong before anything is queued, and what `EngineClient.submit` raises.
+        """
+        eos_ids = () if request.ignore_eos else self._eos_ids
+        ending_ids = tuple(dict.fromkeys((*eos_ids, *request.stop_token_ids)))
+        orders: list[Order] = []
+        for prompt in request.prompts:
+            max_tokens = self._allowed_tokens(prompt, request)
+            for choice in range(request.n):
+                seed = _wrap_int64(request.sampling.seed + choice)
+                sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids)
+                orders.append(Order(prompt, max_tokens, list(ending_ids), sampling))
+        return Generation(request, self._engine.submit(orders), self._tokenizer, ending_ids)
+
+    def _allowed_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
+        limit, asked = self._engine.longest, request.max_tokens
+        left = limit - len(prompt)
+        if left < (1 if asked is None else asked):
+            raise PromptTooLong(limit=limit, prompt_tokens=len(prompt), param=request.source, max_tokens=asked)
+        return left if asked is None else asked
+
+
+def _wrap_int64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+class _Choice:
+    """One choice: its stream of tokens, what they say, and whether it goes on."""
+
+    def __init__(self, index: int, stream: TokenStream, transcript: Transcript) -> None:
+        self.index = index
+        self.stream = stream
+        self.transcript = transcript
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.is_over = False  # the engine has finished it, or was told to
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+
+    def cancel(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self.stream.cancel()
+
+    def take_piece(self) -> Piece | None:
+        """What is final and not yet taken; None if that is nothing."""
+        text, tokens = self.transcript.take()
+        if not text and not tokens and self.finish_reason is None:
+            return None
+        return Piece(self.index, text, tokens, self.finish_reason)
 
 
 class Generation:
-    """One running request: iterate for its pieces, read `usage` at any time, `close` cancels what still runs."""
+    """One running request: iterate for its pieces, read `usage` at any time, `close` cancels what still runs.
 
-    usage: Usage
+    What is not read yet waits merged, one piece per choice, so a slow reader costs no more than the text itself.
+    Iterating raises InternalError where the engine failed on a choice, and EngineGone; the rest is cancelled then.
+    """
 
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __init__(
+        self, request: GenerationRequest, streams: list[TokenStream], tokenizer: Tokenizer, ending_ids: Sequence[int]
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._ending_ids = frozenset(ending_ids)
+        self._choices = [
+            _Choice(index, stream, Transcript(tokenizer.token_bytes, request.stop))
+            for index, stream in enumerate(streams)
+        ]
+        self._ready: dict[int, _Choice] = {}  # those with something to take, in the order in which it arrived
+        self._news = asyncio.Event()
+        self._readers = [asyncio.create_task(self._read(choice)) for choice in self._choices]
+        for reader in self._readers:
+            reader.add_done_callback(lambda _: self._news.set())
 
-    def close(self) -> None: ...
+    @property
+    def usage(self) -> Usage:
+        """What has been counted so far; complete once iterating has ended."""
+        return Usage(
+            prompt_tokens=sum(map(len, self._request.prompts)),
+            completion_tokens=sum(choice.completion_tokens for choice in self._choices),
+            cached_tokens=sum(choice.cached_tokens for choice in self._choices[:: self._request.n]),
+        )
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        try:
+            while True:
+                self._news.clear()
+                while self._ready:
+                    choice = self._ready.pop(next(iter(self._ready)))
+                    piece = choice.take_piece()
+                    if piece is not None:
+                        yield piece
+                for reader in self._readers:
+                    if reader.done() and not reader.cancelled():
+                        reader.result()  # raises what befell the choice
+                if all(reader.done() for reader in self._readers):
+                    return
+                await self._news.wait()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancels what still runs, each choice exactly once. May be called again."""
+        for choice in self._choices:
+            choice.cancel()
+        for reader in self._readers:
+            if not reader.cancel() and not reader.cancelled():
+                reader.exception()  # nobody may ask any more, which asyncio would complain of
+
+    async def _read(self, choice: _Choice) -> None:
+        async for delta in choice.stream:
+            self._hear(choice, delta)
+            self._ready.setdefault(choice.index, choice)
+            self._news.set()
+            if choice.is_over:
+                return
+        raise InternalError("The engine left an answer without an end.")
+
+    def _hear(self, choice: _Choice, delta: Delta) -> None:
+        if delta.finish is not None:
+            choice.is_over = True
+        if delta.finish == "error":
+            raise InternalError(delta.error or "The engine failed on this request.")
+        choice.cached_tokens = delta.cached_tokens
+        for place, token in enumerate(delta.tokens):
+            choice.completion_tokens += 1
+            ends = delta.finish == "stop" and place == len(delta.tokens) - 1 and token in self._ending_ids
+            if ends:
+                break
+            choice.transcript.feed(self._describe(token, delta.logprobs[place] if delta.logprobs else None))
+            if choice.transcript.is_stopped:
+                break
+        if delta.finish is not None:
+            choice.transcript.end()
+            choice.finish_reason = delta.finish
+        if choice.transcript.is_stopped:
+            choice.finish_reason = "stop"
+            choice.cancel()
+
+    def _describe(self, token: int, logprobs: Logprobs | None) -> TokenText:
+        if logprobs is None:
+            return self._tokenizer.token_text(token)
+        top = [self._tokenizer.token_text(other, logprob) for other, logprob in logprobs.top]
+        return replace(self._tokenizer.token_text(token, logprobs.chosen), top=top)

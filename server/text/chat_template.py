@@ -1,0 +1,114 @@
+"""How a conversation becomes the text that the model was trained to continue: the checkpoint's Jinja2 template."""
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+import sys
+import threading
+import weakref
+
+import msgspec
+
+from server.errors import BadRequest
+from server.text.renderer import Answer, Compile, Failed, Refused, Render, Rendered, read_frame, write_frame
+
+MESSAGE_CHARACTERS = 200  # of what a template says, shown to the client
+
+log = logging.getLogger(__name__)
+
+
+def _shorten(message: str) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    return line if len(line) <= MESSAGE_CHARACTERS else line[: MESSAGE_CHARACTERS - 1] + "…"
+
+
+class _Renderer:
+    """One renderer process. It ends with its input: at worst it first uses up its time for one conversation."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", "-m", "server.text.renderer"]  # -P: nothing is imported from where we stand
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process, self._orders, self._answers = process, process.stdin, process.stdout
+        self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+        self.close = weakref.finalize(self, self._end, process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(BrokenPipeError), process:  # leaving the block closes the pipes and waits
+            pass
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, order: bytes) -> Answer:
+        """Failed, and no longer running, if the process died of it."""
+        try:
+            write_frame(self._orders, order)
+            answer = read_frame(self._answers)
+        except BrokenPipeError:
+            answer = None
+        if answer is not None:
+            return self._decoder.decode(answer)
+        self.close()
+        return Failed("it takes too much time or memory")
+
+
+class ChatTemplate:
+    """Renders in a process of its own (see `renderer.py`), which is started at first need and again if it dies."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        self._compile = msgspec.msgpack.encode(Compile(source, special_tokens))
+        self._renderer: _Renderer | None = None
+        self._turn = threading.Lock()  # one conversation at a time; each takes well under a millisecond
+
+    async def start(self) -> None:
+        """Compiles the template now; raises ValueError in one line if it is not one."""
+        await asyncio.to_thread(self._start)
+
+    async def render(self, messages: list[dict[str, object]], add_generation_prompt: bool = True) -> str:
+        """Message contents are data and never parsed as a template.
+
+        Raises BadRequest in the template's own words where it refuses, UnicodeEncodeError for lone surrogates.
+        """
+        order = msgspec.msgpack.encode(Render(messages, add_generation_prompt))
+        match await asyncio.to_thread(self._ask, order):
+            case Rendered(text):
+                return text
+            case Refused(message):
+                raise BadRequest(_shorten(message), param="messages", code="invalid_value")
+            case Failed(reason):
+                log.debug("chat template failed reason=%r", reason)
+                explanation = "The model's chat template cannot render these messages."
+                raise BadRequest(explanation, param="messages", code="invalid_value")
+
+    def close(self) -> None:
+        """Ends the renderer; a later `render` starts another."""
+        with self._turn:
+            if self._renderer is not None:
+                self._renderer.close()
+            self._renderer = None
+
+    def _start(self) -> None:
+        with self._turn:
+            self._running_renderer()
+
+    def _ask(self, order: bytes) -> Answer:
+        with self._turn:
+            return self._running_renderer().ask(order)
+
+    def _running_renderer(self) -> _Renderer:
+        if self._renderer is not None and self._renderer.is_running:
+            return self._renderer
+        if self._renderer is not None:
+            self._renderer.close()
+        renderer = _Renderer()
+        match renderer.ask(self._compile):
+            case Refused(reason) | Failed(reason):
+                renderer.close()
+                raise ValueError(f"chat template: {_shorten(reason)}")
+        self._renderer = renderer
+        return renderer
