@@ -42,7 +42,7 @@ class Client:
 
     async def fetch(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON of a plain answer. Raises ServerError for everything else."""
-        what = f"{method} {self.address.url} {path}"
+        what = f"{self.address.url}: {method} {path}"
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._exchange(method, path, b"" if body is None else msgspec.json.encode(body))

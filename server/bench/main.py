@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
         return 2
     status = _finish(session)
     if session.runs:
-        print(report(session))
         if args.json:
             args.json.write_bytes(document(session))
         if args.svg:
             args.svg.write_text(plot(session), encoding="utf-8")
+        print(report(session))
     return status
 
 

@@ -12,18 +12,21 @@ from server.bench.session import Session
 
 WIDTH, HEIGHT = 760, 330
 PANEL_WIDTH, PANEL_HEIGHT, TOP, LEFTS = 300, 200, 74, (58, 440)
+LEGEND_LIMIT = 54  # characters that fit above a panel
 STYLE = """
-  svg { color-scheme: light dark; }
+  .page { fill: #ffffff; }
   text { font: 12px system-ui, sans-serif; fill: #4a4f57; }
   .title { font-weight: 600; font-size: 13px; fill: #1f2328; }
-  .grid { stroke: #d8dce1; stroke-width: 1; }
-  .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-  .A { stroke: #0a70c4; fill: #0a70c4; } .B { stroke: #c4570a; fill: #c4570a; }
-  .line.A, .line.B { fill: none; } text.A, text.B { stroke: none; }
+  .grid { stroke: #dde1e6; }
+  .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
   .rare { stroke-dasharray: 5 4; }
+  .A { stroke: #0a70c4; } circle.A { fill: #0a70c4; }
+  .B { stroke: #c4570a; } circle.B { fill: #c4570a; }
   @media (prefers-color-scheme: dark) {
-    text { fill: #b1b8c1; } .title { fill: #f0f3f6; } .grid { stroke: #3a4048; }
-    .A { stroke: #58a6ff; fill: #58a6ff; } .B { stroke: #f0883e; fill: #f0883e; }
+    .page { fill: #0d1117; }
+    text { fill: #b1b8c1; } .title { fill: #f0f3f6; } .grid { stroke: #30363d; }
+    .A { stroke: #58a6ff; } circle.A { fill: #58a6ff; }
+    .B { stroke: #f0883e; } circle.B { fill: #f0883e; }
   }
 """
 
@@ -71,7 +74,7 @@ class Panel:
             parts.append(
                 f'<line class="grid" x1="{self.left}" x2="{self.left + PANEL_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-            parts.append(_text(self.left - 8, y + 4, f"{value:g}", anchor="end"))
+            parts.append(_text(self.left - 8, y + 4, f"{value:,.10g}", anchor="end"))
         parts += [_text(self.x(level), bottom + 20, f"{level:g}", anchor="middle") for level in self.levels]
         parts.append(_text(middle, bottom + 42, self.x_title, anchor="middle"))
         return parts + [part for curve in self.curves for part in self._curve(curve)]
@@ -81,7 +84,7 @@ class Panel:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         rare = " rare" if curve.is_rare else ""
         dots = [f'<circle class="{curve.server}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
-        return [f'<polyline class="line {curve.server}{rare}" points="{path}"/>', *dots]
+        return [f'<polyline class="curve {curve.server}{rare}" points="{path}"/>', *dots]
 
 
 def plot(session: Session) -> str:
@@ -94,14 +97,15 @@ def plot(session: Session) -> str:
         Panel(LEFTS[0], "Output tokens per second", x_title, levels, is_closed, _curves(rows, "output tok/s")),
         Panel(
             LEFTS[1],
-            "Time to first token, ms: median, dashed p95",
+            "Time to first token, ms (dashed: p95)",
             x_title,
             levels,
             is_closed,
             [*_curves(rows, "TTFT p50, ms"), *_curves(rows, "TTFT p95, ms", is_rare=True)],
         ),
     ]
-    body = [*_legend(session), *(part for panel in panels for part in panel.svg())]
+    page = f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'  # readable on any page around it
+    body = [page, *_legend(session), *(part for panel in panels for part in panel.svg())]
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     title = "<title>Throughput and time to first token against the load</title>"
     return "\n".join(
@@ -132,7 +136,7 @@ def _legend(session: Session) -> list[str]:
     parts = []
     for contender, left in zip(session.contenders, LEFTS, strict=False):
         parts.append(f'<circle class="{contender.name}" cx="{left + 5}" cy="22" r="5"/>')
-        parts.append(_text(left + 16, 26, f"{contender.target.model}, {contender.client.address.url}"))
+        parts.append(_text(left + 16, 26, f"{contender.client.address.url}  {contender.target.model}"[:LEGEND_LIMIT]))
     return parts
 
 

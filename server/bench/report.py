@@ -48,7 +48,7 @@ def _latencies(runs: Sequence[Run]) -> str:
         f = run.figures
         named = [("TTFT", f.ttft), ("TPOT", f.tpot), ("ITL", f.itl), ("E2E", f.e2e)]
         rows += [[run.load.label, name, *_milliseconds(spread)] for name, spread in named]
-    return table(rows, left=2)
+    return table(_grouped(rows), left=2)
 
 
 def _milliseconds(spread: Spread | None) -> list[str]:
@@ -65,7 +65,13 @@ def _comparison(session: Session) -> str:
         cells = [cell for name in names for cell in (number(row.median(name)), _range(row.values[name]))]
         rows.append([row.load.label, row.name, *cells, *([number(row.ratio)] if ratio else [])])
     rounds = f"Medians of {session.plan.rounds} rounds" + (", A and B in turn" if ratio else "")
-    return f"{rounds}\n{table(rows, left=2)}"
+    return f"{rounds}\n{table(_grouped(rows), left=2)}"
+
+
+def _grouped(rows: list[list[str]]) -> list[list[str]]:
+    """Names each load once, where its rows begin."""
+    above = [[""], *rows]
+    return [["" if row[0] == before[0] else row[0], *row[1:]] for before, row in zip(above, rows, strict=False)]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -116,7 +122,8 @@ def number(value: float | None) -> str:
     """Three digits that mean something."""
     if value is None:
         return "-"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 or value == 0 else 4
+    size = abs(value)
+    digits = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2 if size >= 0.1 else 4
     return f"{value:.{digits}f}"
 
 

@@ -1,6 +1,5 @@
 """In which order a benchmark runs: load by load, round by round, server by server, each with its own warm-up."""
 
-import os
 import random
 import sys
 import time
@@ -90,9 +89,9 @@ class Session:
         dues = load.due_times(random.Random(f"{plan.workload.seed}/{part}/arrivals"))
         requests = self._requests(contender.target, len(dues), part)
         await self._warm_up(contender, load, part)
-        cpu, begin = cpu_seconds(), time.monotonic()
+        cpu, begin = time.process_time(), time.monotonic()
         records = await _drive(contender, load, requests, dues, f"{contender.name} {load.label}, round {number}")
-        share = (cpu_seconds() - cpu) / (time.monotonic() - begin)
+        share = (time.process_time() - cpu) / (time.monotonic() - begin)
         return Run(contender.name, load, number, figures(records, share, plan.slo), records)
 
     async def _warm_up(self, contender: Contender, load: Load, part: str) -> None:
@@ -129,9 +128,3 @@ async def _drive(
             return record
 
         return await drive(load, requests, dues, ask)
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process so far."""
-    times = os.times()
-    return times.user + times.system
