@@ -65,12 +65,14 @@ def _qwen3_moe(config: Json) -> tuple[ModelConfig, Names]:
         hidden_dim=config["moe_intermediate_size"],
         normalize=config.get("norm_topk_prob", False),
     )
-    return _decoder(config, experts=experts), _names(_ATTENTION | _LLAMA_NORMS | _QWEN3_EXPERTS)
+    windows = _every_layer(config) if config.get("use_sliding_window", False) else ()
+    return _decoder(config, experts=experts, windows=windows), _names(_ATTENTION | _LLAMA_NORMS | _QWEN3_EXPERTS)
 
 
 def _mixtral(config: Json) -> tuple[ModelConfig, Names]:
     experts = Experts(config["num_local_experts"], config["num_experts_per_tok"], config["intermediate_size"], True)
-    return _decoder(config, experts=experts), _names(_ATTENTION | _LLAMA_NORMS | _MIXTRAL_EXPERTS)
+    features = _decoder(config, experts=experts, windows=_every_layer(config))
+    return features, _names(_ATTENTION | _LLAMA_NORMS | _MIXTRAL_EXPERTS)
 
 
 def _gemma(config: Json, **features: Any) -> tuple[ModelConfig, Names]:
@@ -145,7 +147,7 @@ _FAMILIES: dict[str, Callable[[Json], tuple[ModelConfig, Names]]] = {
     "transformer": _transformer,
     "gpt2": _gpt2,
     "llama": _llama,
-    "mistral": lambda config: _llama(config, windows=_windows(config, lambda layer: True)),
+    "mistral": lambda config: _llama(config, windows=_every_layer(config)),
     "qwen2": lambda config: _llama(config, windows=_qwen_windows(config)),
     "qwen3": lambda config: _llama(config, windows=_qwen_windows(config)),
     "gemma2": _gemma2,
@@ -195,6 +197,10 @@ def _windows(config: Json, is_windowed: Callable[[int], bool]) -> tuple[int | No
     layers = range(config["num_hidden_layers"])
     types = config.get("layer_types") or ["sliding_attention" if is_windowed(i) else "full_attention" for i in layers]
     return tuple(size if kind == "sliding_attention" else None for kind in types)
+
+
+def _every_layer(config: Json) -> tuple[int | None, ...]:
+    return _windows(config, lambda layer: True)
 
 
 def _qwen_windows(config: Json) -> tuple[int | None, ...]:
