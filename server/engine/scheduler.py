@@ -80,8 +80,8 @@ class Scheduler:
         """Closes the step: what it added to each sequence. Finished sequences have given their blocks back."""
         assert self._batch is not None, "no step is under way"
         steps = list(zip(self.running, self._batch.chunks, result.samples, strict=True))
-        self._batch = None
         deltas = [self._advance(sequence, chunk, sample) for sequence, chunk, sample in steps]
+        self._batch = None
         cancelled, self._cancelled = self._cancelled, set()
         for id in cancelled:
             self.cancel(id)
@@ -115,7 +115,7 @@ class Scheduler:
         for sequence in self.running:
             if not sequence.pending:
                 return f"sequence {sequence.id} runs with nothing to compute"
-            if sequence.pending > 1 and sequence is not self.running[-1]:
+            if sequence.pending > 1 and sequence is not self.running[-1] and self._batch is None:
                 return f"sequence {sequence.id} is behind, yet younger ones run"
             if self.pool.span(sequence.computed) > len(sequence.blocks):
                 return f"sequence {sequence.id} has {sequence.computed} tokens computed in too few blocks"

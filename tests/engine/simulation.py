@@ -1,0 +1,231 @@
+"""Whether random demands on scheduler and pool ever break an invariant, or give a sequence any but its own tokens."""
+
+from collections.abc import Callable
+from itertools import chain
+from random import Random
+
+from model.batch import Batch, Chunk, Sample, Sampling, StepResult
+from server.engine.block_pool import BlockPool
+from server.engine.messages import Delta, Submit
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
+
+BLOCK_SIZE = 4  # small, so that block boundaries are everywhere
+VOCABULARY = 4  # few words, so that equal blocks often follow upon unequal ones
+NAN = 0  # what a failed row leaves in the cache: nothing that may ever be read
+SEEDS = tuple(Sampling(seed=seed) for seed in range(3))
+
+
+class Violation(Exception):
+    """Something that must never happen did."""
+
+
+def require(condition: bool, violation: str) -> None:
+    if not condition:
+        raise Violation(violation)
+
+
+def cell(context: list[int], token: int) -> int:
+    """What the cache keeps of a token: like real keys and values, it depends on all that stands before it."""
+    return hash((token, len(context), tuple(context)))
+
+
+def choose(context: list[int], sampling: Sampling) -> int:
+    return hash((sampling.seed, tuple(context))) % VOCABULARY
+
+
+def golden(order: Submit) -> tuple[list[int], str]:
+    """The output and how it ends, computed without blocks, batches or a scheduler."""
+    context: list[int] = []
+    for token in order.prompt:
+        context.append(cell(context, token))
+    output: list[int] = []
+    while len(output) < order.max_tokens:
+        output.append(choose(context, order.sampling))
+        if output[-1] in order.ending_ids:
+            return output, "stop"
+        context.append(cell(context, output[-1]))
+    return output, "length"
+
+
+class FakeModel:
+    """Knows of a sequence only what stands in the blocks of its table. Cells are None until written, once."""
+
+    def __init__(self, blocks: int, random: Random) -> None:
+        self.failures = random.choice([0, 0.003, 0.03])  # share of the rows
+        self.cells: list[int | None] = [None] * (blocks * BLOCK_SIZE)
+        self.random = random
+
+    def run(self, batch: Batch) -> StepResult:
+        for chunk in batch.chunks:
+            for block in chunk.blocks[-(-chunk.start // BLOCK_SIZE) :]:  # not begun: whatever they hold is void
+                self.cells[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = [None] * BLOCK_SIZE
+        contexts = [self.read(chunk) for chunk in batch.chunks]  # no chunk sees what another adds in the same step
+        return StepResult([self.compute(*work) for work in zip(batch.chunks, contexts, strict=True)])
+
+    def read(self, chunk: Chunk) -> list[int]:
+        rows = (self.cells[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] for block in chunk.blocks)
+        context = [content for content in list(chain.from_iterable(rows))[: chunk.start] if content is not None]
+        if len(context) < chunk.start or not len(chunk):
+            raise Violation("a chunk is empty, or builds on positions that were never computed")
+        return context
+
+    def compute(self, chunk: Chunk, context: list[int]) -> Sample | str | None:
+        failed = chunk.sampling is not None and self.random.random() < self.failures
+        for position in range(chunk.start, chunk.stop):
+            context.append(NAN if failed else cell(context, chunk.tokens[position]))
+            self.write(chunk, position, context[-1])
+        if failed:
+            return "nan"
+        return Sample(choose(context, chunk.sampling)) if chunk.sampling else None
+
+    def write(self, chunk: Chunk, position: int, content: int) -> None:
+        where = chunk.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        if self.cells[where] is not None:
+            raise Violation("a position is computed twice, or in a block that is someone else's")
+        self.cells[where] = content
+
+
+class Watched(Scheduler):
+    """Reports each preemption and each end of a stay as it happens, in the middle of a step."""
+
+    watch: Callable[[str], None]
+
+    def _preempt(self) -> None:
+        super()._preempt()
+        self.watch("preempt")
+
+    def _leave(self, sequence: Sequence) -> None:
+        super()._leave(sequence)
+        self.watch("finish" if sequence.finish else "leave")
+
+
+class World:
+    """One pool, one scheduler, one fake model, and random demands on them.
+
+    An operation is a submit, a step (schedule, compute, apply), a cancel of a live sequence, a preemption, or a
+    finish (a sequence that chose its last token). After each, after each sequence that leaves otherwise, and between
+    the halves of a step, every invariant is checked in full.
+    """
+
+    def __init__(self, seed: int, scheduler: type[Watched] = Watched, pool: type[BlockPool] = BlockPool) -> None:
+        self.seed = seed
+        self.random = random = Random(seed)
+        self.blocks = random.randint(8, 24)
+        self.limits = Limits(max_sequences=random.randint(2, 8), step_tokens=random.randint(4, 24))
+        self.pool = pool(self.blocks, BLOCK_SIZE, prefix_cache=random.random() < 0.9)
+        self.scheduler = scheduler(self.limits, self.pool)
+        self.scheduler.watch = self.count
+        self.model = FakeModel(self.blocks, random)
+        self.counts = dict.fromkeys(["submit", "step", "cancel", "preempt", "finish", "leave"], 0)
+        self.orders: dict[int, Submit] = {}  # live ones, oldest first
+        self.outputs: dict[int, list[int]] = {}
+        self.cached: dict[int, int] = {}
+        self.deadlines: dict[int, int] = {}
+        self.last_started = -1
+        self.texts = [self.text(24) for _ in range(4)]  # prompts share beginnings of these
+
+    @property
+    def operations(self) -> int:
+        return sum(self.counts.values()) - self.counts["leave"]
+
+    def count(self, operation: str) -> None:
+        self.counts[operation] += 1
+        self.check()
+
+    def check(self) -> None:
+        scheduler = self.scheduler
+        violation = scheduler.check()
+        require(violation is None, str(violation))
+        ids = [sequence.id for sequence in chain(scheduler.running, scheduler.waiting)]
+        require(ids == sorted(ids), f"{ids} are not in order of arrival")
+
+    def run(self, operations: int) -> None:
+        try:
+            while self.operations < operations:
+                self.move()
+            while self.orders:
+                self.step()
+            require(self.scheduler.schedule() is None, "there is something to do for nobody")
+            require(self.pool.used == 0, "blocks leaked")
+        except Exception as error:
+            error.add_note(f"HEADRACE_SIMULATION_SEED={self.seed}, after {self.counts}")
+            raise
+
+    def move(self) -> None:
+        draw = self.random.random()
+        if draw < 0.3 and len(self.orders) < 16:
+            self.submit()
+        elif draw < 0.33:
+            self.cancel()
+        else:
+            self.step()
+
+    def text(self, length: int) -> list[int]:
+        return self.random.choices(range(2), k=length)
+
+    def submit(self) -> None:
+        random = self.random
+        room = self.blocks * BLOCK_SIZE + 1  # the last token is never computed
+        text = random.choice(self.texts)
+        text = text[random.choice([0, 0, 0, BLOCK_SIZE]) :]
+        prompt = (text[: random.randint(0, len(text))] + self.text(random.randint(0, 5)))[: room - 1] or [0]
+        order = Submit(
+            id=self.counts["submit"],
+            prompt=prompt,
+            max_tokens=random.randint(1, min(room - len(prompt), 24)),
+            ending_ids=random.sample(range(5 * VOCABULARY), k=random.randint(0, 2)),
+            sampling=random.choice(SEEDS),
+        )
+        self.orders[order.id] = order
+        self.outputs[order.id] = []
+        # Each step moves the oldest: at the latest, it goes when all before it and itself have gone token by token.
+        patience = sum(len(live.prompt) + live.max_tokens for live in self.orders.values())
+        self.deadlines[order.id] = self.counts["step"] + patience
+        self.scheduler.add(Sequence.of(order))
+        self.count("submit")
+
+    def cancel(self) -> None:
+        if not self.orders:
+            self.scheduler.cancel(self.counts["submit"])  # ignored: never seen
+            return
+        id = self.random.choice([*self.orders])
+        self.scheduler.cancel(id)
+        self.scheduler.cancel(id)  # ignored: gone, or about to go
+        self.close(id)
+        self.count("cancel")
+
+    def step(self) -> None:
+        batch = self.scheduler.schedule()
+        if batch is None:
+            require(not self.orders, "nothing is to do, yet sequences are live")
+            return
+        self.check()
+        require(sum(map(len, batch.chunks)) <= self.limits.step_tokens, "the step is too big")
+        for id in self.scheduler.started:
+            require(id > self.last_started, "a later arrival started first")
+            self.last_started = id
+        moving = [sequence.id for sequence in self.scheduler.running]
+        require(moving[:1] == [*self.orders][:1], "the oldest does not move")
+        result = self.model.run(batch)
+        if self.random.random() < 0.02:
+            self.cancel()
+        for delta in self.scheduler.apply(result):
+            self.receive(delta)
+        self.count("step")
+
+    def receive(self, delta: Delta) -> None:
+        require(delta.id in self.orders, f"sequence {delta.id} speaks after its end")
+        require(self.cached.setdefault(delta.id, delta.cached_tokens) == delta.cached_tokens, "the hit changed")
+        self.outputs[delta.id] += delta.tokens
+        if delta.finish:
+            output, finish = self.outputs[delta.id], delta.finish
+            require(finish == "error" or (output, finish) == golden(self.orders[delta.id]), "the output is wrong")
+            self.texts[self.random.randrange(4)] = self.orders[delta.id].prompt + output  # the next turn of the talk
+            self.close(delta.id)
+
+    def close(self, id: int) -> None:
+        output = self.outputs.pop(id)
+        self.cached.pop(id, None)
+        require(output == golden(self.orders.pop(id))[0][: len(output)], "the output is wrong")
+        require(self.deadlines.pop(id) >= self.counts["step"], f"sequence {id} took too long")

@@ -1,0 +1,161 @@
+"""Can the simulation fail? Each fault planted here must be found, and by the check that is meant for it."""
+
+import pytest
+from simulation import Violation, Watched, World
+
+from model.batch import Chunk, Sample
+from server.engine.block_pool import ROOT, BlockPool, Key, Prefix
+from server.engine.messages import Delta
+from server.engine.sequence import Sequence
+
+
+class CommitsTooEarly(BlockPool):
+    def extend(self, sequence: Sequence) -> bool:
+        extended, computed = super().extend(sequence), sequence.computed
+        if extended:
+            sequence.computed = len(sequence.tokens)
+            self.commit(sequence)
+            sequence.computed = computed
+        return extended
+
+
+class ReleasesTwice(BlockPool):
+    def release(self, sequence: Sequence) -> None:
+        blocks = sequence.blocks
+        super().release(sequence)
+        sequence.blocks = blocks
+        super().release(sequence)
+
+
+class ForgetsToRelease(Watched):
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.blocks = []
+        super()._leave(sequence)
+
+
+class TakesTheNeighboursBlock(BlockPool):
+    def _take(self) -> int:
+        block = super()._take()
+        if self.used < 4:
+            return block
+        self._references[block] = 0
+        self._retire(block)
+        neighbour = next(other for other, references in enumerate(self._references) if references)
+        self._references[neighbour] += 1
+        return neighbour
+
+
+class SwapsBlocks(BlockPool):
+    def extend(self, sequence: Sequence) -> bool:
+        extended = super().extend(sequence)
+        sequence.blocks[-2:] = sequence.blocks[:-3:-1]
+        return extended
+
+
+class CountsOneTokenTooMany(BlockPool):
+    def share(self, sequence: Sequence, prefix: Prefix) -> None:
+        super().share(sequence, prefix)
+        sequence.computed += bool(prefix.blocks)
+
+
+class LeavesNothingToCompute(BlockPool):
+    def next_key(self, sequence: Sequence, prefix: Prefix) -> Key | None:
+        return self.key_after(sequence, prefix.contents, len(sequence.tokens))
+
+
+class IgnoresWhatStandsBefore(BlockPool):
+    def key_after(self, sequence: Sequence, contents: list[int], stop: int) -> Key | None:
+        key = super().key_after(sequence, contents, stop)
+        return key and (ROOT, key[1])
+
+
+class KeepsEvictedContent(BlockPool):
+    def _unlist(self, block: int) -> None:
+        self._keys[block] = None
+
+
+class NeverForgets(BlockPool):
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+
+class CommitsFailedRows(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, sample: Sample | str | None) -> Delta | None:
+        if isinstance(sample, str):
+            sequence.computed = chunk.stop
+            self.pool.commit(sequence)
+        return super()._advance(sequence, chunk, sample)
+
+
+class PreemptsTheOldest(Watched):
+    def _preempt(self) -> None:
+        self.running.reverse()
+        super()._preempt()
+        self.running.reverse()
+
+
+class ServesTheLastFirst(Watched):
+    def add(self, sequence: Sequence) -> None:
+        super().add(sequence)
+        self.waiting.rotate(1)
+
+
+class AsksTooMuch(BlockPool):
+    def cost(self, sequence: Sequence, prefix: Prefix) -> int:
+        return super().cost(sequence, prefix) + 1
+
+
+class ReissuesContentIds(BlockPool):
+    def commit(self, sequence: Sequence) -> None:
+        super().commit(sequence)
+        self._last_content %= self.total
+
+
+class NeverStopsInTime(Watched):
+    def add(self, sequence: Sequence) -> None:
+        sequence.ending_ids = frozenset()
+        super().add(sequence)
+
+
+FAULTS = [
+    (Watched, CommitsTooEarly, "blocks committed, but"),
+    (Watched, ReleasesTwice, "released twice"),
+    (ForgetsToRelease, BlockPool, "but the sequences hold"),
+    (Watched, TakesTheNeighboursBlock, "which others can read"),
+    (Watched, SwapsBlocks, "which others can read|never computed"),
+    (Watched, CountsOneTokenTooMany, "never computed|computed twice"),
+    (Watched, LeavesNothingToCompute, "nothing to compute"),
+    (Watched, IgnoresWhatStandsBefore, "output is wrong"),
+    (Watched, KeepsEvictedContent, "contents are listed"),
+    (Watched, ReissuesContentIds, "output is wrong"),
+    (CommitsFailedRows, NeverForgets, "output is wrong"),
+    (PreemptsTheOldest, BlockPool, "order of arrival"),
+    (ServesTheLastFirst, BlockPool, "order of arrival"),
+    (Watched, AsksTooMuch, "does not move"),
+    (NeverStopsInTime, BlockPool, "output is wrong"),
+]
+BEHAVIOUR = "output is wrong|never computed|computed twice|released twice|order of arrival|does not move"
+
+
+def search(scheduler: type[Watched], pool: type[BlockPool]) -> None:
+    for seed in range(40):
+        World(seed, scheduler, pool).run(2_000)
+
+
+@pytest.mark.parametrize(("scheduler", "pool", "finding"), FAULTS)
+def test_the_simulation_finds(scheduler: type[Watched], pool: type[BlockPool], finding: str) -> None:
+    with pytest.raises((Violation, AssertionError), match=finding):
+        search(scheduler, pool)
+
+
+@pytest.mark.parametrize(("scheduler", "pool"), [fault[:2] for fault in FAULTS])
+def test_what_sequences_go_through_reveals_it_without_the_audit(
+    scheduler: type[Watched], pool: type[BlockPool]
+) -> None:
+    blind = type("Blind", (scheduler,), {"check": lambda self: None})
+    with pytest.raises((Violation, AssertionError), match=BEHAVIOUR):
+        search(blind, pool)
+
+
+def test_the_same_search_finds_nothing_where_nothing_is_wrong() -> None:
+    search(Watched, BlockPool)
