@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Exception):
     """A model that cannot be found or read. The message is one line that names the file and the reason."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
