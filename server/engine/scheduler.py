@@ -29,7 +29,7 @@ class Scheduler:
     Decodes never starve: a sequence starts only with budget that older ones left over, so only the youngest running
     one can have more than one token pending, and it is served last.
     Nothing livelocks: the oldest sequence is never preempted and advances in every step.
-    Waiting for another's block ends: see `_admit`.
+    Waiting for another's block ends: see `_start`.
     """
 
     def __init__(self, limits: Limits, pool: BlockPool) -> None:
