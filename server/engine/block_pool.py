@@ -52,10 +52,6 @@ class BlockPool:
         return len(self._free)
 
     @property
-    def free_blocks(self) -> frozenset[int]:
-        return frozenset(self._free)
-
-    @property
     def free_blocks(self) -> tuple[int, ...]:
         """The blocks whose content nobody may read again."""
         return tuple(self._free)
