@@ -4,7 +4,8 @@ The interface that `server/api/*` and the command line share.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -146,22 +147,30 @@ class Generation:
         )
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for pieces in batches:
+                for piece in pieces:
+                    yield piece
+
+    async def batches(self) -> AsyncGenerator[list[Piece], None]:
+        """As iterating, but all pieces that are ready at a time: after a step, those of every choice it moved."""
         try:
             while True:
                 self._news.clear()
-                while self._ready:
-                    choice = self._ready.pop(next(iter(self._ready)))
-                    piece = choice.take_piece()
-                    if piece is not None:
-                        yield piece
+                if pieces := self._take_pieces():
+                    yield pieces
                 for reader in self._readers:
                     if reader.done() and not reader.cancelled():
                         reader.result()  # raises what befell the choice
-                if all(reader.done() for reader in self._readers):
+                if all(reader.done() for reader in self._readers) and not self._ready:
                     return
                 await self._news.wait()
         finally:
             self.close()
+
+    def _take_pieces(self) -> list[Piece]:
+        choices, self._ready = self._ready, {}
+        return [piece for choice in choices.values() if (piece := choice.take_piece()) is not None]
 
     def close(self) -> None:
         """Cancels what still runs, each choice exactly once. May be called again."""
