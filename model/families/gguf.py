@@ -29,6 +29,7 @@ Metadata = Mapping[str, Any]
 
 # Where these are, the metadata of the older converters is silent: the 27B models divide by width per head instead.
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
+_SOFTMAX = 1  # a value of expert_gating_func
 
 
 class _Fields:
@@ -51,13 +52,38 @@ def describe(metadata: Metadata, tensor_names: Set[str]) -> Description:
     if fields.family not in _FAMILIES:
         supported = ", ".join(sorted(_FAMILIES))
         raise UnsupportedModel(f"general.architecture {fields.family!r} is not supported; supported are {supported}")
-    return Description(*_FAMILIES[fields.family](fields, tensor_names))
+    config, names = _FAMILIES[fields.family](fields, tensor_names)
+    _refuse_others(fields, config)
+    return Description(config, names)
+
+
+def _refuse_others(fields: _Fields, config: ModelConfig) -> None:
+    """Raises where a key asks for a computation that no layer here does."""
+    neutral = {
+        "attention.causal": True,
+        "attention.scale": config.attention_scale,
+        "attention.sliding_window": next((window for window in config.windows if window), 0),
+        "attention.sliding_window_pattern": None,
+        "attention.value_length": config.head_dim,
+        "expert_gating_func": _SOFTMAX,
+        "expert_shared_count": 0,
+        "expert_weights_norm": True,
+        "expert_weights_scale": 1.0,
+        "rope.dimension_count": config.head_dim,
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_ext_factor": 1.0,
+        "rope.scaling.yarn_log_multiplier": 0.0,
+    }
+    for key, value in neutral.items():
+        if fields.get(key, value) != value:
+            raise UnsupportedModel(f"{fields.family}.{key} {fields[key]!r} is not supported; {value!r} is")
 
 
 def _llama(fields: _Fields, tensor_names: Set[str]) -> tuple[ModelConfig, Names]:
     """Also SmolLM2, Mistral and Mixtral. The converter reorders the rows of q and k for interleaved rotation."""
     experts = _experts(fields, fields.get("feed_forward_length"))
-    config = _decoder(fields, tensor_names, experts=experts)
+    windows = _windows(fields, lambda layer: True) if fields.get("attention.sliding_window") else ()
+    config = _decoder(fields, tensor_names, experts=experts, windows=windows)
     names = _names(_ATTENTION | _NORMS | _MLP) | _expert_names(experts)
     for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
         for last in ("weight", "bias"):
@@ -164,16 +190,19 @@ def _windows(fields: _Fields, is_windowed: Callable[[int], bool]) -> tuple[int |
 
 
 def _scaling(fields: _Fields) -> RopeScaling | None:
-    match fields.get("rope.scaling.type", "none"):
+    factor = fields.get("rope.scaling.factor") or fields.get("rope.scale_linear")  # the older converters' key
+    match fields.get("rope.scaling.type", "linear" if factor else "none"):
         case "none":
             return None
         case "linear":
-            return LinearScaling(fields["rope.scaling.factor"])
+            return LinearScaling(factor or fields["rope.scaling.factor"])
         case "yarn":
             return YarnScaling(
                 fields["rope.scaling.factor"],
                 fields.get("rope.scaling.original_context_length") or fields["context_length"],
-                attention_factor=fields.get("rope.scaling.attn_factor"),
+                beta_fast=fields.get("rope.scaling.yarn_beta_fast", 32.0),
+                beta_slow=fields.get("rope.scaling.yarn_beta_slow", 1.0),
+                attention_factor=fields.get("rope.scaling.yarn_attn_factor"),
             )
         case other:
             raise UnsupportedModel(f"rope.scaling.type {other!r} is not supported")

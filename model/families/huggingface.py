@@ -4,8 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-import torch
-
 from model.config import (
     Activation,
     DynamicScaling,
@@ -21,11 +19,29 @@ from model.config import (
     YarnScaling,
 )
 from model.families.description import Description, UnsupportedModel
-from model.weights import Matrix, Names, Source
+from model.families.huggingface_names import (
+    ATTENTION,
+    GEMMA_NORMS,
+    GPT2,
+    LAYERS,
+    LLAMA_NORMS,
+    MIXTRAL_EXPERTS,
+    MLP,
+    QWEN3_EXPERTS,
+    named,
+)
+from model.weights import Names, Source
 
 Json = Mapping[str, Any]
 
 _IGNORABLE = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attn\.masked_bias$")
+_NEUTRAL = {  # fields that would ask for a computation that no layer here does, were their values others
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+    "scale_attn_by_inverse_layer_idx": False,
+    "use_bidirectional_attention": False,
+}
+_DEFAULT_THETA = {"mixtral": 1e6, "gemma3_text": 1e6}  # elsewhere 10,000
 _ACTIVATIONS = {
     "relu": Activation.RELU,
     "gelu": Activation.GELU,
@@ -42,6 +58,10 @@ def describe(config: Json, tensor_names: Set[str]) -> Description:
     family = config["model_type"]
     if family not in _FAMILIES:
         raise UnsupportedModel(f"model_type {family!r} is not supported; supported are {', '.join(sorted(_FAMILIES))}")
+    for fields in (config, _rope_fields(config)):
+        for key, value in _NEUTRAL.items():
+            if fields.get(key) not in (None, value):
+                raise UnsupportedModel(f"{key} {fields[key]!r} is not supported")
     features, names = _FAMILIES[family](config)
     ignorable = _IGNORABLE
     if features.tied_head:
@@ -53,7 +73,7 @@ def describe(config: Json, tensor_names: Set[str]) -> Description:
 
 def _llama(config: Json, **features: Any) -> tuple[ModelConfig, Names]:
     """Also SmolLM2, Mistral (windows) and Qwen2 (biases): what differs is in the fields or in the tensors."""
-    return _decoder(config, **features), _names(_LAYERS)
+    return _decoder(config, **features), named(LAYERS)
 
 
 def _qwen3_moe(config: Json) -> tuple[ModelConfig, Names]:
@@ -66,13 +86,13 @@ def _qwen3_moe(config: Json) -> tuple[ModelConfig, Names]:
         normalize=config.get("norm_topk_prob", False),
     )
     windows = _every_layer(config) if config.get("use_sliding_window", False) else ()
-    return _decoder(config, experts=experts, windows=windows), _names(_ATTENTION | _LLAMA_NORMS | _QWEN3_EXPERTS)
+    return _decoder(config, experts=experts, windows=windows), named(ATTENTION | LLAMA_NORMS | QWEN3_EXPERTS)
 
 
 def _mixtral(config: Json) -> tuple[ModelConfig, Names]:
     experts = Experts(config["num_local_experts"], config["num_experts_per_tok"], config["intermediate_size"], True)
     features = _decoder(config, experts=experts, windows=_every_layer(config))
-    return features, _names(_ATTENTION | _LLAMA_NORMS | _MIXTRAL_EXPERTS)
+    return features, named(ATTENTION | LLAMA_NORMS | MIXTRAL_EXPERTS)
 
 
 def _gemma(config: Json, **features: Any) -> tuple[ModelConfig, Names]:
@@ -86,7 +106,7 @@ def _gemma(config: Json, **features: Any) -> tuple[ModelConfig, Names]:
         "logits_softcap": config.get("final_logit_softcapping"),
         "tied_head": config.get("tie_word_embeddings", True),
     }
-    return _decoder(config, **defaults | features), _names(_ATTENTION | _GEMMA_NORMS | _MLP)
+    return _decoder(config, **defaults | features), named(ATTENTION | GEMMA_NORMS | MLP)
 
 
 def _gemma2(config: Json) -> tuple[ModelConfig, Names]:
@@ -105,8 +125,6 @@ def _gemma3(config: Json) -> tuple[ModelConfig, Names]:
 
 def _gpt2(config: Json) -> tuple[ModelConfig, Names]:
     dim, heads = config["n_embd"], config["n_head"]
-    if config.get("scale_attn_by_inverse_layer_idx"):
-        raise UnsupportedModel("gpt2 with scale_attn_by_inverse_layer_idx is not supported")
     features = ModelConfig(
         family="gpt2",
         vocab_size=config["vocab_size"],
@@ -125,7 +143,7 @@ def _gpt2(config: Json) -> tuple[ModelConfig, Names]:
         attention_scale=None if config.get("scale_attn_weights", True) else 1.0,
         tied_head=config.get("tie_word_embeddings", True),
     )
-    return features, _GPT2
+    return features, GPT2
 
 
 def _transformer(config: Json) -> tuple[ModelConfig, Names]:
@@ -140,7 +158,7 @@ def _transformer(config: Json) -> tuple[ModelConfig, Names]:
         positions=Positions.SINUSOIDAL,
         embedding_scale=config["hidden_size"] ** 0.5,
     )
-    return features, {name: Source(name) for name in _both(_OURS)}
+    return features, {}
 
 
 _FAMILIES: dict[str, Callable[[Json], tuple[ModelConfig, Names]]] = {
@@ -215,7 +233,8 @@ def _rope(config: Json, layer_type: str | None = None) -> Rope:
         return Rope(fields[layer_type]["rope_theta"], _scaling_of(fields[layer_type], config))
     if layer_type == "sliding_attention":
         return Rope(config.get("rope_local_base_freq", 10000.0))
-    return Rope(fields.get("rope_theta") or config.get("rope_theta") or 10000.0, _scaling(config))
+    theta = fields.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA.get(config["model_type"], 10000.0)
+    return Rope(theta, _scaling(config))
 
 
 def _rope_fields(config: Json) -> Json:
@@ -229,7 +248,8 @@ def _scaling(config: Json) -> RopeScaling | None:
 
 def _scaling_of(fields: Json, config: Json) -> RopeScaling | None:
     trained = config.get("max_position_embeddings", 0)
-    original = fields.get("original_max_position_embeddings") or trained
+    name = "original_max_position_embeddings"
+    original = config.get(name) or fields.get(name) or trained
     match fields.get("rope_type") or fields.get("type") or "default":
         case "default":
             return None
@@ -240,14 +260,14 @@ def _scaling_of(fields: Json, config: Json) -> RopeScaling | None:
         case "llama3":
             return Llama3Scaling(fields["factor"], fields["low_freq_factor"], fields["high_freq_factor"], original)
         case "yarn":
-            return _yarn(fields, original)
+            return _yarn(fields, original, trained)
         case other:
             raise UnsupportedModel(f"rope_type {other!r} is not supported")
 
 
-def _yarn(fields: Json, original: int) -> YarnScaling:
+def _yarn(fields: Json, original: int, trained: int) -> YarnScaling:
     return YarnScaling(
-        factor=fields["factor"],
+        factor=fields["factor"] or trained / original,
         original_context=original,
         beta_fast=fields.get("beta_fast") or 32.0,
         beta_slow=fields.get("beta_slow") or 1.0,
@@ -256,98 +276,3 @@ def _yarn(fields: Json, original: int) -> YarnScaling:
         mscale_all_dim=fields.get("mscale_all_dim"),
         truncate=fields.get("truncate", True),
     )
-
-
-# Tensor names without their last part, ours on the left. `{}` is the layer, then the expert.
-_ATTENTION = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.out": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-}
-_LLAMA_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-_GEMMA_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_output_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_output_norm": "post_feedforward_layernorm",
-}
-_MLP = {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
-_LAYERS = _ATTENTION | _LLAMA_NORMS | _MLP
-_QWEN3_EXPERTS = {
-    "mlp.router": "mlp.gate",
-    "mlp.experts.{}.gate": "mlp.experts.{}.gate_proj",
-    "mlp.experts.{}.up": "mlp.experts.{}.up_proj",
-    "mlp.experts.{}.down": "mlp.experts.{}.down_proj",
-}
-_MIXTRAL_EXPERTS = {
-    "mlp.router": "block_sparse_moe.gate",
-    "mlp.experts.{}.gate": "block_sparse_moe.experts.{}.w1",
-    "mlp.experts.{}.up": "block_sparse_moe.experts.{}.w3",
-    "mlp.experts.{}.down": "block_sparse_moe.experts.{}.w2",
-}
-_OURS = [
-    "embedding",
-    "head",
-    *(
-        f"layers.{{}}.{name}"
-        for name in (
-            *("attention.q", "attention.k", "attention.v", "attention.out"),
-            *("attention_norm", "mlp.up", "mlp.down", "mlp_norm"),
-        )
-    ),
-]
-
-
-def _both(names: list[str]) -> list[str]:
-    return [f"{name}.{last}" for name in names for last in ("weight", "bias")]
-
-
-def _names(layer: Mapping[str, str]) -> Names:
-    """The names of the Llama lineage, for the tensors that its layers have."""
-    table = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-    table |= {f"layers.{{}}.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in layer.items()}
-    return {
-        f"{ours}.{last}": Source(f"{theirs}.{last}") for ours, theirs in table.items() for last in ("weight", "bias")
-    }
-
-
-def _transposed(matrix: Matrix, _: int) -> Matrix:
-    assert isinstance(matrix, torch.Tensor)
-    return matrix.T if matrix.dim() == 2 else matrix  # GPT-2 stores [in, out]
-
-
-def _third(index: int) -> Callable[[Matrix, int], Matrix]:
-    def read(matrix: Matrix, _: int) -> Matrix:
-        """Queries, keys and values lie side by side in one matrix."""
-        stacked = _transposed(matrix, 0)
-        assert isinstance(stacked, torch.Tensor)
-        return stacked.chunk(3)[index]
-
-    return read
-
-
-def _gpt2_names() -> Names:
-    layer = {
-        "attention.q": Source("attn.c_attn", _third(0)),
-        "attention.k": Source("attn.c_attn", _third(1)),
-        "attention.v": Source("attn.c_attn", _third(2)),
-        "attention.out": Source("attn.c_proj", _transposed),
-        "attention_norm": Source("ln_1"),
-        "mlp.up": Source("mlp.c_fc", _transposed),
-        "mlp.down": Source("mlp.c_proj", _transposed),
-        "mlp_norm": Source("ln_2"),
-    }
-    table = {f"layers.{{}}.{ours}": Source(f"transformer.h.{{}}.{s.name}", s.read) for ours, s in layer.items()}
-    table |= {"embedding": Source("transformer.wte"), "positions": Source("transformer.wpe")}
-    table |= {"norm": Source("transformer.ln_f"), "head": Source("lm_head")}
-    return {
-        f"{ours}.{last}": Source(f"{source.name}.{last}", source.read)
-        for ours, source in table.items()
-        for last in ("weight", "bias")
-    }
-
-
-_GPT2 = _gpt2_names()
