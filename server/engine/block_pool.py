@@ -1,6 +1,6 @@
 """Which KV block belongs to whom, and which of them can be found again by what they hold."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -149,8 +149,8 @@ class BlockPool:
         sequence.contents = []
         sequence.computed = 0
 
-    def check(self, sequences: Iterable[Sequence]) -> str | None:
-        """What is wrong with the books, given all live sequences; None if nothing is. O(total + blocks held)."""
+    def check(self, sequences: Collection[Sequence]) -> str | None:
+        """What is wrong with the books, given all sequences that hold blocks, or None. O(total + blocks held)."""
         return self._check_references(sequences) or self._check_index() or self._check_contents(sequences)
 
     def _take(self) -> int:
@@ -176,7 +176,7 @@ class BlockPool:
             del self._index[key]
             self._keys[block] = None
 
-    def _check_references(self, sequences: Iterable[Sequence]) -> str | None:
+    def _check_references(self, sequences: Collection[Sequence]) -> str | None:
         held = [0] * self.total
         for block in chain.from_iterable(sequence.blocks for sequence in sequences):
             held[block] += 1
@@ -203,7 +203,7 @@ class BlockPool:
                 return f"block {block} is free, but can be found"
         return None
 
-    def _check_contents(self, sequences: Iterable[Sequence]) -> str | None:
+    def _check_contents(self, sequences: Collection[Sequence]) -> str | None:
         for sequence in sequences:
             committed = len(sequence.contents)
             if committed > sequence.computed // self.block_size:

@@ -119,7 +119,7 @@ class Scheduler:
                 return f"sequence {sequence.id} is behind, yet younger ones run"
             if self.pool.span(sequence.computed) > len(sequence.blocks):
                 return f"sequence {sequence.id} has {sequence.computed} tokens computed in too few blocks"
-        return self.pool.check(self._live.values())
+        return self.pool.check(self.running)  # the waiting ones hold nothing, as just seen
 
     def _secure_blocks(self) -> None:
         """Every running sequence gets the blocks it needs, the youngest giving up theirs while there are too few."""

@@ -154,7 +154,7 @@ class World:
 
     def move(self) -> None:
         draw = self.random.random()
-        if draw < 0.3 and len(self.orders) < 16:
+        if draw < 0.3 and len(self.orders) < 12:
             self.submit()
         elif draw < 0.33:
             self.cancel()
