@@ -55,7 +55,7 @@ class Prompts:
             raise BadRequest(_surrogate(error), param="prompt", code="invalid_value") from None
         ids = await self._tokenizer.encode(prompt, add_special_tokens=True)
         bos = self._tokenizer.bos_id
-        if bos is not None and ids[:2] == [bos, bos]:
+        if self._tokenizer.adds_bos and ids[:2] == [bos, bos]:
             return self._checked(ids[1:], "prompt")
         if not ids and bos is not None:
             return [bos]
@@ -75,8 +75,7 @@ class Prompts:
         )
 
     def _checked(self, ids: list[int], param: str) -> list[int]:
-        """Some tokenizers know tokens that their model has no row for."""
-        if max(ids) < self._tokenizer.vocab_size:
+        if self._tokenizer.rowless_ids.isdisjoint(ids):
             return ids
         raise BadRequest(f"The {param} hold a token that the model does not have.", param=param, code="invalid_value")
 

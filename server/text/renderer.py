@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 
 CPU_SECONDS = 0.5  # for one conversation; processor time, so that a busy machine is no reason to fail
 MEMORY_BYTES = 56 << 20  # of which the interpreter takes 13
-MEMORY_PER_BYTE = 16  # more for each byte of the conversation: its characters may take four bytes, and are copied
+MEMORY_PER_BYTE = 32  # more for each byte of the conversation: a character may take four, and is copied a few times
 TEXT_BYTES = 1 << 20
 TEXT_PER_BYTE = 4
 
@@ -148,7 +148,8 @@ def _render(template: jinja2.Template, order: Render, limit: int) -> Answer:
 def _limits(size: int) -> Iterator[None]:
     """For an order of so many bytes. Passing the time ends the process; the memory raises MemoryError or ends it."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES + MEMORY_PER_BYTE * size, most))
+    wanted = MEMORY_BYTES + MEMORY_PER_BYTE * size
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
         yield

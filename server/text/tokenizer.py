@@ -86,6 +86,8 @@ class Tokenizer:
         ]
         bos = card.special_tokens.get("bos_token")
         self.bos_id = None if bos is None else self._encoder.library.token_to_id(bos)
+        self.adds_bos = self.bos_id is not None and self._encoder.library.encode("").ids[:1] == [self.bos_id]
+        self.rowless_ids = frozenset(token for token in self._known if token >= card.vocab_size)  # unknown to the model
 
     def _read_vocabulary(self) -> dict[int, bytes]:
         """Each token's bytes, special ones included; the model may have rows beyond, which stand for nothing."""

@@ -171,8 +171,9 @@ async def test_messages_the_template_was_not_written_for_are_the_clients_error(
 async def test_long_conversations_and_many_at_once_are_rendered() -> None:
     with rendering(CHATML) as template:
         long: list[dict[str, object]] = [{"role": "user", "content": "long 👩‍🚀 " * 200_000} for _ in range(4)]
-        turns = [await template.render(long)]
-        assert turns[0].count("👩‍🚀") == 800_000
+        assert (await template.render(long)).count("👩‍🚀") == 800_000
+        widened = "a" * (8 << 20) + "👩"  # one character makes each of the others take four bytes
+        assert widened in await template.render([{"role": "user", "content": widened}])
         many = [[{"role": "user", "content": f"number {number}"}] for number in range(50)]
         rendered = await asyncio.gather(*(template.render(messages) for messages in many))
         assert [f"number {number}<" in text for number, text in enumerate(rendered)] == [True] * 50

@@ -126,6 +126,12 @@ async def test_a_completion_begins_with_bos_where_the_tokenizer_says_so(llama: M
     assert await prompts.text("Once upon a time") == [tokenizer.bos_id, *plain]
 
 
+async def test_a_first_token_written_twice_is_kept_twice(byte_level: ModelCard, llama: ModelCard) -> None:
+    plain, with_bos = Tokenizer(byte_level), Tokenizer(llama)
+    assert (await Prompts(plain, None).text("<s><s>"))[:2] == [plain.bos_id] * 2
+    assert (await Prompts(with_bos, None).text("<s><s>"))[:2] == [with_bos.bos_id] * 2
+
+
 async def test_an_empty_prompt_is_bos_or_an_error(byte_level: ModelCard) -> None:
     tokenizer = Tokenizer(byte_level)
     assert await Prompts(tokenizer, None).text("") == [tokenizer.bos_id]
