@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import socket
 import sys
+import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -32,6 +33,33 @@ class Order:
     sampling: Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """How long a sequence took for each part of its life, in seconds; None for parts that it did not reach."""
+
+    queue_s: float
+    prefill_s: float | None
+    decode_s: float | None
+
+
+@dataclass(slots=True)
+class _Life:
+    """When a sequence reached what, on the monotonic clock."""
+
+    submitted: float
+    started: float | None = None
+    first_token: float | None = None
+
+    def stages(self) -> Stages:
+        now = time.monotonic()
+        if self.started is None:
+            return Stages(now - self.submitted, None, None)
+        queue_s = self.started - self.submitted
+        if self.first_token is None:
+            return Stages(queue_s, None, None)
+        return Stages(queue_s, self.first_token - self.started, now - self.first_token)
+
+
 class TokenStream:
     """The deltas of one sequence, the last of which has a finish reason.
 
@@ -43,6 +71,7 @@ class TokenStream:
         self._cancel = cancel
         self._deltas: list[Delta] = []
         self._is_over = False
+        self.life = _Life(time.monotonic())
         self._arrival = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
@@ -73,7 +102,8 @@ class Listener:
 
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_ready: Callable[[Ready], None] = lambda ready: None
-    on_step: Callable[[Step], None] = lambda step: None
+    on_stats: Callable[[Stats], None] = lambda stats: None  # after every step
+    on_end: Callable[[Stages], None] = lambda stages: None  # of a sequence, whichever way
     on_failure: Callable[[str], None] = lambda reason: None
 
 
@@ -149,11 +179,14 @@ class EngineClient:
             streams.append(stream)
             message = Submit(stream.id, order.prompt, order.max_tokens, order.ending_ids, order.sampling)
             self._writer.write(frame(message))
+            self._listener.on_submit(stream.id)
         return streams
 
     def _cancel(self, id: int) -> None:
-        if self._streams.pop(id, None) and self._writer and self.failure is None:
+        stream = self._streams.pop(id, None)
+        if stream and self._writer and self.failure is None:
             self._writer.write(frame(Cancel(id)))
+            self._listener.on_end(stream.life.stages())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Hands on every message until the engine is gone."""
@@ -181,14 +214,20 @@ class EngineClient:
 
     def _take(self, step: Step) -> None:
         self.stats = step.stats
-        self._listener.on_step(step)
+        self._listener.on_stats(step.stats)
+        now = time.monotonic()
+        for id in step.started:
+            if id in self._streams:
+                self._streams[id].life.started = now
         for delta in step.deltas:
             stream = self._streams.get(delta.id)
             if stream is None:
                 continue  # cancelled while this was on its way
+            stream.life.first_token = stream.life.first_token or now
             stream.put(delta)
             if delta.finish is not None:
                 del self._streams[delta.id]
+                self._listener.on_end(stream.life.stages())
 
     def _fail(self, reason: str) -> None:
         is_news = self.failure != _STOPPING
