@@ -1,0 +1,36 @@
+"""A whole answer's pieces put together again, choice by choice."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server.generator import Piece, TokenText
+
+LEAST_LOGPROB = -9999.0  # OpenAI's figure for the unlikely; JSON has no infinity
+
+
+@dataclass(slots=True)
+class Choice:
+    index: int
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+def choices_of(pieces: list[Piece]) -> list[Choice]:
+    """In the order of their index."""
+    choices: dict[int, Choice] = {}
+    texts: dict[int, list[str]] = {}
+    for piece in pieces:
+        choice = choices.setdefault(piece.index, Choice(piece.index))
+        texts.setdefault(piece.index, []).append(piece.text)
+        choice.tokens += piece.tokens
+        choice.finish_reason = piece.finish_reason or choice.finish_reason
+    for index, choice in choices.items():
+        choice.text = "".join(texts[index])
+    return [choices[index] for index in sorted(choices)]
+
+
+def logprob_of(token: TokenText) -> float:
+    """Natural logarithm, never below `LEAST_LOGPROB`."""
+    assert token.logprob is not None, "asked for logprobs of a request without them"
+    return max(token.logprob, LEAST_LOGPROB)

@@ -1,0 +1,188 @@
+"""POST /v1/completions: prompts in, what comes next out."""
+
+import codecs
+import secrets
+from typing import Annotated, Any, Self, cast
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, Tag, model_validator
+
+from server.api.body import read_body
+from server.api.choices import choices_of, logprob_of
+from server.api.exchange import Answer, Job
+from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
+from server.api.schemas import MAX_CHOICES, MAX_TOKEN_IDS, GenerationBody, TokenId, Unsupported, check_ids, ignored
+from server.api.service import ServedModel, Service, service_of
+from server.api.sse import Chunks, Envelope, json_text, to_json
+from server.errors import BadRequest
+from server.generator import GenerationRequest, Piece, TokenText, Usage
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+router = APIRouter()
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+TokenLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+Prompt = (
+    Annotated[str, Tag(STRING)]
+    | Annotated[Texts, Tag(STRINGS)]
+    | Annotated[TokenIds, Tag(NUMBERS)]
+    | Annotated[TokenLists, Tag(LISTS)]
+)
+
+
+class CompletionBody(GenerationBody):
+    prompt: Annotated[Prompt, Field(union_mode="left_to_right")]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = None
+    suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> Self:
+        if self.best_of is not None and self.best_of != self.choices_per_prompt:
+            code = "invalid_value" if self.best_of < self.choices_per_prompt else "unsupported_value"
+            message = "Invalid 'best_of': only the value of 'n' is supported, which returns all that is generated."
+            raise BadRequest(message, param="best_of", code=code)
+        if self.echo and self.logprobs is not None:
+            message = "Unsupported value: 'logprobs' together with 'echo', which asks for the prompt's own."
+            raise BadRequest(message, param="logprobs", code="unsupported_value")
+        if len(self.prompts) * self.choices_per_prompt > MAX_CHOICES:
+            message = f"Invalid 'prompt': array too long. Expected at most {MAX_CHOICES} choices, prompts times 'n'."
+            raise BadRequest(message, param="prompt", code="array_above_max_length")
+        return self
+
+    @property
+    def output_limit(self) -> int:
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The four forms of `prompt` as one. By the schema, all elements of a list are what its first one is."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return cast("list[str | list[int]]", self.prompt)
+
+
+class Offsets:
+    """Where the tokens of one choice begin in its text, in characters; a token may begin within one."""
+
+    def __init__(self, start: int) -> None:
+        self._next = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, tokens: list[TokenText]) -> list[int]:
+        offsets = []
+        for token in tokens:
+            offsets.append(self._next)
+            self._next += len(self._decoder.decode(token.bytes))
+        return offsets
+
+
+class CompletionReply:
+    def __init__(self, body: CompletionBody, model: str, fingerprint: str, echoes: list[str]) -> None:
+        """`echoes` has what stands before each choice's own text, by index."""
+        self._envelope = Envelope.new("cmpl", "text_completion", model, fingerprint)
+        self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
+        self._has_logprobs = body.logprobs is not None
+        self._echoes = echoes
+        self._offsets = [Offsets(len(echo)) for echo in echoes]
+
+    def opening(self) -> bytes:
+        return b"".join(self.event(Piece(index, echo, [], None)) for index, echo in enumerate(self._echoes) if echo)
+
+    def event(self, piece: Piece) -> bytes:
+        has_logprobs = self._has_logprobs and piece.tokens
+        if not (piece.text or has_logprobs or piece.finish_reason):
+            return b""
+        logprobs = to_json(self._logprobs(piece.index, piece.tokens)) if has_logprobs else b"null"
+        head = b'{"index":%d,"text":' % piece.index + json_text(piece.text)
+        return self._chunks.around(
+            head + b',"logprobs":' + logprobs + b',"finish_reason":' + to_json(piece.finish_reason) + b"}"
+        )
+
+    def closing(self, usage: Usage) -> bytes:
+        return self._chunks.closing(usage)
+
+    def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
+        choices = [
+            {
+                "index": choice.index,
+                "text": self._echoes[choice.index] + choice.text,
+                "logprobs": self._logprobs(choice.index, choice.tokens) if self._has_logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices_of(pieces)
+        ]
+        return to_json(self._envelope.around(choices, usage))
+
+    def _logprobs(self, index: int, tokens: list[TokenText]) -> dict[str, Any]:
+        return {
+            "text_offset": self._offsets[index].of(tokens),
+            "token_logprobs": [logprob_of(token) for token in tokens],
+            "tokens": [_name(token) for token in tokens],
+            "top_logprobs": [_alternatives(token) for token in tokens],
+        }
+
+
+def _name(token: TokenText) -> str:
+    """The token's text; where that is not all of it, its bytes, as OpenAI writes them."""
+    if token.text.encode() == token.bytes:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+
+
+def _alternatives(token: TokenText) -> dict[str, float]:
+    """By name, likeliest first, with the chosen token last if it is none of the likeliest; its figure stays its own."""
+    named: dict[str, float] = {}
+    for other in token.top:
+        named.setdefault(_name(other), logprob_of(other))
+    named[_name(token)] = logprob_of(token)
+    return named
+
+
+async def _prepare(body: CompletionBody, service: Service) -> Job:
+    model = await service.generating_model()
+    model.check_name(body.model)
+    body.check_vocabulary(model.card.vocab_size)
+    prompts = await _encode(body, model)
+    request = GenerationRequest(
+        prompts=prompts,
+        source="prompt",
+        n=body.choices_per_prompt,
+        max_tokens=body.output_limit,
+        stop=body.stop_strings,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
+    )
+    reply = CompletionReply(body, model.name, service.fingerprint, _echoes(body, model))
+    return Job(model.tools.generator, request, reply, bool(body.stream))
+
+
+async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:
+    encoded = []
+    for position, prompt in enumerate(body.prompts):
+        if isinstance(prompt, str):
+            encoded.append(await model.tools.prompts.text(prompt))
+            continue
+        path = "prompt" if len(body.prompts) == 1 and prompt is body.prompt else f"prompt[{position}]"
+        check_ids(prompt, model.card.vocab_size, path)
+        encoded.append(prompt)
+    return encoded
+
+
+def _echoes(body: CompletionBody, model: ServedModel) -> list[str]:
+    if not body.echo:
+        return [""] * (len(body.prompts) * body.choices_per_prompt)
+    texts = [prompt if isinstance(prompt, str) else model.tools.tokenizer.decode(prompt) for prompt in body.prompts]
+    return [text for text in texts for _ in range(body.choices_per_prompt)]
+
+
+@router.post("/v1/completions")
+async def create_completion(request: Request) -> Response:
+    """Continues prompts, as a whole or as a stream of events."""
+    service = service_of(request)
+    body = await read_body(request, CompletionBody, service.options)
+    return Answer(service.metrics, lambda: _prepare(body, service), ignored(body))

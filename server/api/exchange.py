@@ -1,0 +1,113 @@
+"""The life of one generating request: prepared, run, told as a whole or as a stream, and accounted for once."""
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api import sse
+from server.api.answers import ignored_header
+from server.api.connection import ClientGone, watching
+from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
+from server.logs import Log
+from server.metrics import EndReason, Metrics, RequestMeter
+
+log = Log(__name__)
+
+
+class Reply(Protocol):
+    """How a resource words one answer."""
+
+    def opening(self) -> bytes:
+        """The events before the first piece's."""
+
+    def event(self, piece: Piece) -> bytes:
+        """The events that tell of a piece; empty where it has nothing to tell."""
+
+    def closing(self, usage: Usage) -> bytes:
+        """The events that end a stream."""
+
+    def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
+        """The JSON of an answer that is not streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that is ready to be queued."""
+
+    generator: Generator
+    request: GenerationRequest
+    reply: Reply
+    is_streamed: bool
+
+
+class Answer(Response):
+    """Does a request's work as its response, so that the client is watched from the body's end to the last byte."""
+
+    def __init__(self, metrics: Metrics, prepare: Callable[[], Coroutine[Any, Any, Job]], ignored: list[str]) -> None:
+        """`prepare` raises where the request cannot be honoured; `ignored` names the fields without effect."""
+        self._metrics = metrics
+        self._prepare = prepare
+        self._arrived = time.monotonic()
+        self._own_headers = ignored_header(ignored)
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with watching(receive) as client:
+            job = await client.while_there(self._prepare())
+            generation = job.generator.start(job.request)
+            scope["state"]["is_accepted"] = True
+            meter = self._metrics.request_accepted(self._arrived)
+            tell = self._tell_stream if job.is_streamed else self._tell_whole
+            end: EndReason = "error"
+            try:
+                await client.while_there(tell(job.reply, generation, meter, send))
+                end = meter.natural_end
+            except ClientGone:
+                end = "disconnect"
+                raise
+            finally:
+                if end not in ("stop", "length"):
+                    generation.close()
+                self._account(scope, meter, end, generation.usage)
+
+    async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
+        events, has_started = reply.opening(), False
+        async for pieces in generation.batches():
+            if not has_started:  # not earlier: what fails before the first piece is a plain error
+                await self._start(send, sse.HEADERS)
+                has_started = True
+            meter.progressed(pieces, generation.usage)
+            events += b"".join(map(reply.event, pieces))
+            if events:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            events = b""
+        await send({"type": "http.response.body", "body": reply.closing(generation.usage)})
+
+    async def _tell_whole(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
+        all_pieces: list[Piece] = []
+        async for pieces in generation.batches():
+            meter.progressed(pieces, generation.usage)
+            all_pieces += pieces
+        body = reply.whole(all_pieces, generation.usage)
+        await self._start(send, {"content-type": "application/json", "content-length": str(len(body))})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _start(self, send: Send, headers: dict[str, str]) -> None:
+        raw = [(name.encode(), value.encode()) for name, value in (headers | self._own_headers).items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    def _account(self, scope: Scope, meter: RequestMeter, reason: EndReason, usage: Usage) -> None:
+        meter.ended(reason, usage)
+        log.info(
+            "generation ended",
+            request_id=scope["state"]["request_id"],
+            reason=reason,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            seconds=round(time.monotonic() - self._arrived, 3),
+        )

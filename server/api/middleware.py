@@ -1,0 +1,158 @@
+"""What happens around every request: its id, its log line, its key, and the one shape that errors have."""
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api import sse
+from server.api.connection import ClientGone
+from server.errors import HeadersTooLarge, HeadraceError, InternalError, Unauthorized, UnknownUrl, shown
+from server.logs import Log
+from server.metrics import Metrics
+
+MAX_HEADER_BYTES = 32 * 1024
+MAX_HEADERS = 100
+HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/health/startup"})
+CLIENT_GONE = 499  # nginx's number, for the log: nobody is there to be told
+
+log = Log(__name__)
+
+
+class RequestIds:
+    """Gives every request an id that is its own, tells it in the answer, and writes the request's log line."""
+
+    WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._running: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request_id = self._choose(Headers(scope=scope).getlist("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), CLIENT_GONE
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._running.add(request_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self._running.discard(request_id)
+            self._log(scope, status, time.monotonic() - started)
+
+    def _choose(self, offered: list[str]) -> str:
+        if len(offered) == 1 and self.WELL_FORMED.fullmatch(offered[0]) and offered[0] not in self._running:
+            return offered[0]
+        return f"req-{secrets.token_hex(16)}"
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        write = log.debug if scope["path"] in HEALTH_PATHS or scope["path"] == "/metrics" else log.info
+        write(
+            "request",
+            request_id=scope["state"]["request_id"],
+            method=scope["method"],
+            path=shown(scope["path"]),
+            status=status,
+            milliseconds=round(seconds * 1000, 1),
+        )
+
+
+class Errors:
+    """Turns exceptions into answers: a status and JSON, or, once a stream has begun, an event and no proper end."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started: Message | None = None
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except ClientGone:
+            self._metrics.client_left()
+        except HeadraceError as error:
+            await self._tell(error, scope, started, send)
+        except Exception:
+            log.error("request failed", request_id=scope["state"]["request_id"])
+            await self._tell(InternalError(), scope, started, send)
+
+    async def _tell(self, error: HeadraceError, scope: Scope, started: Message | None, send: Send) -> None:
+        if not scope["state"].get("is_accepted"):
+            self._metrics.rejected(error.code or error.type)
+        if started is None:
+            await _send_error(error, send)
+        elif Headers(raw=started["headers"]).get("content-type") == sse.HEADERS["content-type"]:
+            # Left without its end, so that the server closes the connection and HTTP itself says "incomplete".
+            await send({"type": "http.response.body", "body": sse.event(error.body()), "more_body": True})
+
+
+async def _send_error(error: HeadraceError, send: Send) -> None:
+    body = sse.to_json(error.body())
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Gate:
+    """Lets through what is well-formed and has a key; `open_paths` need none. Everything else is closed by default."""
+
+    def __init__(self, app: ASGIApp, api_keys: Iterable[str], open_paths: frozenset[str]) -> None:
+        self.app = app
+        self._digests = [_digest(key.encode()) for key in api_keys]
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            _check_size(scope["headers"])
+            if self._digests and scope["path"] not in self._open_paths:
+                self._check_key(Headers(scope=scope).getlist("authorization"))
+            _check_path(scope)
+        await self.app(scope, receive, send)
+
+    def _check_key(self, authorization: list[str]) -> None:
+        scheme, _, key = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
+        offered = _digest(key.strip().encode("latin-1"))
+        matches = [secrets.compare_digest(offered, digest) for digest in self._digests]  # all, whichever matches
+        if scheme.lower() != "bearer" or not any(matches):
+            raise Unauthorized
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _check_size(headers: list[tuple[bytes, bytes]]) -> None:
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(MAX_HEADER_BYTES, MAX_HEADERS)
+
+
+def _check_path(scope: Scope) -> None:
+    """An encoded slash is no separator, though the decoded path that routes are matched by says so.
+
+    Only model ids may hold one.
+    """
+    raw_path = scope.get("raw_path", b"")
+    if b"%2f" in raw_path.lower() and not raw_path.startswith(b"/v1/models/"):
+        raise UnknownUrl(scope["method"], scope["path"])

@@ -1,0 +1,41 @@
+"""GET /v1/models and /v1/models/{id}: what is served."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.answers import json_response
+from server.api.service import ServedModel, Service, service_of
+from server.errors import UnknownUrl
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """The served model, as a list of one."""
+    service = service_of(request)
+    return json_response({"object": "list", "data": [_describe(service, await service.model())]})
+
+
+@router.get("/v1/models/{model_id:path}")  # an id may hold slashes
+async def retrieve_model(request: Request, model_id: str) -> Response:
+    """The served model, by its id."""
+    if not model_id:
+        raise UnknownUrl(request.method, request.scope["path"])
+    service = service_of(request)
+    model = await service.model()
+    model.check_name(model_id)
+    return json_response(_describe(service, model))
+
+
+def _describe(service: Service, model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "headrace",
+        "root": model.card.name,
+        "parent": None,
+        "max_model_len": model.card.context_length,
+    }

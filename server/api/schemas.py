@@ -1,0 +1,163 @@
+"""What a body may hold: strict models of the fields that both generating endpoints share, and of the small ones."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Tag, model_validator
+
+from model.batch import Sampling
+from server.api.refusals import STRING, STRINGS, custom
+from server.errors import BadRequest, shown
+
+MAX_CHOICES = 64  # of one request, over all its prompts
+MAX_TOKEN_IDS = 2**20  # in one list
+MAX_REPORTED = 16  # fields named in the header that lists what was ignored
+INT64_MAX = 2**63 - 1
+
+
+def _refuse(value: object) -> None:
+    if value is not None:
+        raise custom("unsupported_parameter", "Unsupported parameter: this server does not honour it; leave it out.")
+
+
+Unsupported = Annotated[JsonValue, AfterValidator(_refuse), Field(description="Not supported: null or absent.")]
+
+
+def _check_biases(biases: dict[str, float]) -> dict[str, float]:
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdecimal() and str(int(key[:20])) == key):
+            raise custom("invalid_value", f"Invalid key in 'logit_bias': '{shown(key)}' is no token id.")
+        if not -100 <= bias <= 100:
+            raise custom("invalid_value", f"Invalid 'logit_bias': {bias:g} for token {shown(key)} is not in -100..100.")
+    return biases
+
+
+TokenId = Annotated[int, Field(le=INT64_MAX)]  # the model's vocabulary is checked once it is known
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+StopStrings = Annotated[list[StopString], Field(max_length=4, fail_fast=True)]
+Stop = Annotated[StopString, Tag(STRING)] | Annotated[StopStrings, Tag(STRINGS)]
+Biases = Annotated[dict[str, float], Field(max_length=300), AfterValidator(_check_biases)]
+
+
+class Strict(BaseModel):
+    """A JSON object that holds what it declares and nothing else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    no_effect: ClassVar[frozenset[str]] = frozenset()  # accepted for OpenAI's clients, without influence on the answer
+
+
+class StreamOptions(Strict):
+    no_effect = frozenset({"include_obfuscation"})
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class GenerationBody(Strict):
+    """The fields that completions and chat completions share. A field that is null counts as absent."""
+
+    no_effect = frozenset({"user"})
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1, description="-1 and 0 keep every token.")] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    logit_bias: Biases | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128, fail_fast=True)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest(
+                "Invalid 'stream_options': only allowed when 'stream' is true.",
+                param="stream_options",
+                code="invalid_value",
+            )
+        limit = self.output_limit
+        if limit is not None and (self.min_tokens or 0) > limit:
+            message = (
+                f"Invalid 'min_tokens': {shown(str(self.min_tokens))} is more than {shown(str(limit))}, the limit."
+            )
+            raise BadRequest(message, param="min_tokens", code="invalid_value")
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        """Tokens that each choice may have; None is for as many as fit."""
+        return self.max_tokens
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    @property
+    def wants_usage_event(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises BadRequest for ids that the model does not have."""
+        check_ids(self.stop_token_ids or [], size, "stop_token_ids")
+        for key in self.logit_bias or {}:
+            if int(key) >= size:
+                message = f"Invalid key in 'logit_bias': token {key} is not in the vocabulary of {size} tokens."
+                raise BadRequest(message, param="logit_bias", code="invalid_value")
+
+    def sampling(self, *, seed: int, top_logprobs: int | None) -> Sampling:
+        """Every field that is absent keeps the value that changes nothing."""
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=self.top_p or 1.0,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(key): bias for key, bias in (self.logit_bias or {}).items()},
+            min_tokens=self.min_tokens or 0,
+            seed=seed if self.seed is None else self.seed,
+            top_logprobs=top_logprobs,
+        )
+
+
+def check_ids(ids: list[int], size: int, path: str) -> None:
+    """Raises BadRequest that names the first of `ids` outside a vocabulary of `size`."""
+    if not ids or (min(ids) >= 0 and max(ids) < size):
+        return
+    position, wrong = next((i, token) for i, token in enumerate(ids) if not 0 <= token < size)
+    param = f"{path}[{position}]"
+    message = f"Invalid '{param}': {shown(str(wrong))} is not in the vocabulary of {size} tokens."
+    raise BadRequest(message, param=param, code="invalid_value")
+
+
+def ignored(body: Strict) -> list[str]:
+    """The fields given that have no influence: OpenAI's without effect here, and unknown ones where those pass."""
+    return list(dict.fromkeys(_ignored(body, "")))[:MAX_REPORTED]
+
+
+def _ignored(body: Strict, prefix: str) -> Iterator[str]:
+    for name in [*sorted(body.no_effect & body.model_fields_set), *(body.model_extra or {})]:
+        if getattr(body, name) is not None:
+            yield prefix + "".join(char if 32 < ord(char) < 127 else "?" for char in shown(name))
+    for name in body.model_fields_set:
+        value: Any = getattr(body, name)
+        for inner in value if isinstance(value, list) else [value]:
+            if not isinstance(inner, Strict):
+                break  # lists are of one kind
+            yield from _ignored(inner, f"{prefix}{name}.")

@@ -1,0 +1,116 @@
+"""What every endpoint reaches: the options, the engine, and the text tools once the model's card is known."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from fastapi import Request
+
+from server.engine.client import EngineClient
+from server.engine.messages import ModelCard
+from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
+from server.metrics import Metrics
+from server.text_tools import TextTools
+
+VERSION = version("headrace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """The part of the server's options that the HTTP side needs."""
+
+    served_model_name: str | None = None  # None takes the model's own
+    api_keys: tuple[str, ...] = ()  # none: everybody may ask
+    open_metrics: bool = False  # /metrics needs no key
+    max_body_bytes: int = 8 * 2**20
+    metrics_compat: bool = True  # vLLM's names beside ours
+    lenient: bool = False  # unknown fields are reported in a header instead of refused
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model under the name that clients use."""
+
+    name: str
+    card: ModelCard
+    tools: TextTools
+
+    def check_name(self, asked: str | None) -> None:
+        """One model is served, so a request may leave the name out; another name is an error."""
+        if asked is not None and asked != self.name:
+            raise ModelNotFound(asked)
+
+
+@dataclass(slots=True)
+class Service:
+    """One per app. `load_text` may take seconds and runs off the event loop, once."""
+
+    options: AppOptions
+    engine: EngineClient
+    metrics: Metrics
+    load_text: Callable[[ModelCard, EngineClient], TextTools]
+    draining: bool = False  # set it to take nothing new
+    created: int = field(default_factory=lambda: int(time.time()))
+    _model: ServedModel | None = None
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def model(self) -> ServedModel:
+        """Raises ModelLoading before the model's header is read, EngineGone once the engine has given up."""
+        async with self._loading:
+            if self._model is None:
+                self._model = await self._load()
+        return self._model
+
+    async def generating_model(self) -> ServedModel:
+        """As `model`; raises also while the engine cannot compute yet or the server takes nothing new."""
+        if self.draining:
+            raise ServerDraining("The server is shutting down and takes no new requests.", retry_after_s=5.0)
+        self.check_engine()
+        self.check_loaded()
+        return await self.model()
+
+    def name_of(self, card: ModelCard) -> str:
+        """What clients call the model."""
+        return self.options.served_model_name or card.name
+
+    def check_engine(self) -> None:
+        """Raises EngineGone once the engine has given up."""
+        if self.engine.failure is not None:  # its reason may name paths: it is for the log, not for clients
+            raise EngineGone("The engine is not running.", retry_after_s=10.0)
+
+    def check_loaded(self) -> None:
+        """Raises ModelLoading until the engine computes."""
+        if self.engine.ready is None:
+            raise self._loading_error()
+
+    async def _load(self) -> ServedModel:
+        self.check_engine()
+        card = self.engine.card
+        if card is None:
+            raise self._loading_error()
+        tools = await asyncio.to_thread(self.load_text, card, self.engine)
+        return ServedModel(self.name_of(card), card, tools)
+
+    def _loading_error(self) -> ModelLoading:
+        progress = self.engine.progress
+        stage = f": {progress.stage}" if progress else ""
+        if progress and progress.total:
+            stage += f", {progress.done} of {progress.total} {progress.unit}"
+        return ModelLoading(f"The model is loading{stage}.", retry_after_s=2.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal software, model, device and precision: what decides a seeded answer beside the request."""
+        card, ready = self.engine.card, self.engine.ready
+        parts = [VERSION, card and card.name, card and card.family, ready and ready.device]
+        parts.append(ready and ready.dtype)
+        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service

@@ -1,0 +1,79 @@
+"""How events are framed for `text/event-stream`, and what every answer of one request repeats."""
+
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import msgspec
+
+from server.generator import Usage
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would collect events otherwise
+}
+# Line breaks to Python's `str.splitlines`, by which some clients find an event's lines, though not to the SSE standard.
+_LINE_BREAKS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in "\x85\u2028\u2029"}
+
+to_json = msgspec.json.Encoder().encode
+
+
+def json_text(text: str) -> bytes:
+    """A JSON string that stays on one line for every reader."""
+    encoded = to_json(text)
+    if not text.isascii():
+        for char, escape in _LINE_BREAKS.items():
+            encoded = encoded.replace(char, escape)
+    return encoded
+
+
+def event(payload: Any) -> bytes:
+    return b"data: " + to_json(payload) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The fields that every chunk and the whole of an answer share; their order is that of the JSON."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    @classmethod
+    def new(cls, prefix: str, kind: str, model: str, fingerprint: str) -> Self:
+        return cls(f"{prefix}-{secrets.token_hex(12)}", kind, int(time.time()), model, fingerprint)
+
+    def around(self, choices: list[Any], usage: Usage) -> dict[str, Any]:
+        return {**asdict(self), "choices": choices, "usage": usage_fields(usage)}
+
+
+class Chunks:
+    """Frames chunks of one answer. All but the choices is rendered once, because this runs for every token."""
+
+    def __init__(self, envelope: Envelope, *, wants_usage: bool) -> None:
+        self._envelope = envelope
+        self._wants_usage = wants_usage
+        self._head = b"data: " + to_json(envelope)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if wants_usage else b"]}\n\n"
+
+    def around(self, choice: bytes) -> bytes:
+        return self._head + choice + self._tail
+
+    def closing(self, usage: Usage) -> bytes:
+        """What ends a stream: the usage, where it was asked for, and the mark that nothing is missing."""
+        return event(self._envelope.around([], usage)) + DONE if self._wants_usage else DONE
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }

@@ -1,0 +1,80 @@
+"""POST /tokenize and /detokenize: text to the model's token ids and back, in vLLM's shapes."""
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, model_validator
+
+from server.api.answers import json_response
+from server.api.body import read_body
+from server.api.chat import Message
+from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored
+from server.api.service import ServedModel, service_of
+from server.errors import BadRequest
+
+router = APIRouter()
+
+
+class TokenizeBody(Strict):
+    """Either a text or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)] | None = None
+    add_special_tokens: (
+        Annotated[bool, Field(description="As for a completion; conversations bring their own.")] | None
+    ) = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            code = "missing_required_parameter" if self.prompt is None else "invalid_value"
+            raise BadRequest("Exactly one of 'prompt' and 'messages' is required.", param="prompt", code=code)
+        if self.messages is not None and self.add_special_tokens is not None:
+            message = "Unsupported parameter: 'add_special_tokens' goes with 'prompt' only."
+            raise BadRequest(message, param="add_special_tokens", code="unsupported_parameter")
+        return self
+
+
+class DetokenizeBody(Strict):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
+
+
+async def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:
+    if body.messages is not None:
+        return await model.tools.prompts.chat([message.for_template() for message in body.messages])
+    assert body.prompt is not None, "the schema asks for one of the two"
+    add_special_tokens = body.add_special_tokens is not False
+    return await model.tools.tokenizer.encode(body.prompt, add_special_tokens=add_special_tokens)
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request) -> Response:
+    """The token ids of a text, or of a conversation as the model sees it."""
+    service = service_of(request)
+    body = await read_body(request, TokenizeBody, service.options)
+    model = await service.model()
+    model.check_name(body.model)
+    tokens = await _encode(body, model)
+    names = [model.tools.tokenizer.token_text(token).text for token in tokens] if body.return_token_strs else None
+    answer = {
+        "count": len(tokens),
+        "max_model_len": model.card.context_length,
+        "tokens": tokens,
+        "token_strs": names,
+    }
+    return json_response(answer, ignored=ignored(body))
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
+    service = service_of(request)
+    body = await read_body(request, DetokenizeBody, service.options)
+    model = await service.model()
+    model.check_name(body.model)
+    check_ids(body.tokens, model.card.vocab_size, "tokens")
+    text = model.tools.tokenizer.decode(body.tokens)
+    return json_response({"prompt": text}, ignored=ignored(body))

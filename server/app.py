@@ -1,0 +1,90 @@
+"""How the HTTP side is put together: routes, what stands around them, and the engine's life within the app's."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal, NoReturn
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from server.api import chat, completions, health, models, tokenize
+from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
+from server.api.schemas import Strict
+from server.api.service import VERSION, AppOptions, Service
+from server.engine.client import EngineClient
+from server.engine.messages import ModelCard
+from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
+from server.metrics import Metrics
+from server.text_tools import TextTools, load_text
+
+BODIES: dict[str, type[Strict]] = {
+    "/v1/completions": completions.CompletionBody,
+    "/v1/chat/completions": chat.ChatBody,
+    "/tokenize": tokenize.TokenizeBody,
+    "/detokenize": tokenize.DetokenizeBody,
+}
+
+
+def create_app(
+    options: AppOptions,
+    engine: EngineClient,
+    metrics: Metrics,
+    load_text: Callable[[ModelCard, EngineClient], TextTools] = load_text,
+) -> FastAPI:
+    """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known."""
+    service = Service(options, engine, metrics, load_text)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(
+        title="Headrace",
+        version=VERSION,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would answer before the key is asked for, and drop the body
+        docs_url=None,  # the pages would load scripts from elsewhere; /openapi.json stays, behind the key
+        redoc_url=None,
+        exception_handlers={HTTPException: _rename},
+    )
+    app.state.service = service
+    for resource in (completions, chat, models, tokenize, health):
+        app.include_router(resource.router)
+    open_paths = HEALTH_PATHS | {"/metrics"} if options.open_metrics else HEALTH_PATHS
+    app.add_middleware(Gate, api_keys=options.api_keys, open_paths=open_paths)
+    app.add_middleware(Errors, metrics=metrics)
+    app.add_middleware(RequestIds)  # the last added stands outermost
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _rename(request: Request, error: Exception) -> NoReturn:
+    """The router's own refusals, as ours."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 404:
+        raise UnknownUrl(request.method, path)
+    if error.status_code == 405:
+        raise MethodNotAllowed(request.method, (error.headers or {}).get("Allow", ""))
+    raise BadRequest("The request could not be understood.")
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI with the bodies, which the routes read themselves and FastAPI therefore does not see."""
+    if app.openapi_schema is None:
+        reference = "#/components/schemas/{model}"
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        inputs: list[tuple[type[Strict], Literal["validation"]]] = [(body, "validation") for body in BODIES.values()]
+        _, definitions = models_json_schema(inputs, ref_template=reference)
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        for path, body in BODIES.items():
+            content = {"application/json": {"schema": {"$ref": reference.format(model=body.__name__)}}}
+            schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        app.openapi_schema = schema
+    return app.openapi_schema
