@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
@@ -10,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.messages import Delta, Ready, Stats, Step
+from server.engine.client import Stages
+from server.engine.messages import Ready, Stats
 from server.generator import Piece, Usage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,15 +91,6 @@ class RequestMeter:
         self._generated = usage.completion_tokens
 
 
-@dataclass(slots=True)
-class _Course:
-    """When a sequence reached which station of the engine."""
-
-    submitted: float
-    started: float = 0.0
-    first_token: float | None = None
-
-
 class EngineState(Collector):
     """What the engine last said of itself, as series that exist from the start."""
 
@@ -151,7 +142,6 @@ class Metrics(Collector):
         self._registry = registry = CollectorRegistry()
         self._engine = EngineState()
         registry.register(self._engine)
-        self._courses: dict[int, _Course] = {}  # of the sequences in the engine
         self.accepted = Counter("headrace_requests_accepted", "Requests taken on.", registry=registry)
         self.finished = Counter(
             "headrace_requests_finished",
@@ -194,36 +184,20 @@ class Metrics(Collector):
         """What is served, under the name that clients use, and on what once that is known; may be said again."""
         self._engine.model, self._engine.ready = model, ready
 
-    def sequence_submitted(self, id: int) -> None:
-        """A sequence is in the engine's queue."""
-        self._courses[id] = _Course(time.monotonic())
-
-    def sequence_cancelled(self, id: int) -> None:
-        """Nobody waits for the sequence any more: no step will tell of it."""
-        self._courses.pop(id, None)
-
-    def step(self, step: Step) -> None:
+    def step(self, stats: Stats) -> None:
         """The engine has made a step."""
-        now = time.monotonic()
-        self._engine.stats, self._engine.last_step = step.stats, now
-        self._step.observe(step.stats.step_seconds)
-        self._step_length.observe(step.stats.step_tokens)
-        for id in step.started:
-            if course := self._courses.get(id):
-                course.started = now - step.stats.step_seconds  # the news come at the step's end
-                self._queue.observe(max(course.started - course.submitted, 0.0))
-        for delta in step.deltas:
-            if course := self._courses.get(delta.id):
-                self._advance(course, delta, now)
+        self._engine.stats = stats
+        self._engine.last_step = time.monotonic()
+        self._step.observe(stats.step_seconds)
+        self._step_length.observe(stats.step_tokens)
 
-    def _advance(self, course: _Course, delta: Delta, now: float) -> None:
-        if delta.tokens and course.first_token is None:
-            course.first_token = now
-            self._prefill.observe(now - course.started)
-        if delta.finish is not None:
-            del self._courses[delta.id]
-            if course.first_token is not None:
-                self._decode.observe(now - course.first_token)
+    def sequence_ended(self, stages: Stages) -> None:
+        """A sequence has left the engine, whichever way."""
+        self._queue.observe(stages.queue_s)
+        if stages.prefill_s is not None:
+            self._prefill.observe(stages.prefill_s)
+        if stages.decode_s is not None:
+            self._decode.observe(stages.decode_s)
 
     def request_accepted(self, arrived: float) -> RequestMeter:
         """A request is in the engine's queue; `arrived` is `time.monotonic()` when its body was read."""

@@ -179,7 +179,6 @@ class EngineClient:
             streams.append(stream)
             message = Submit(stream.id, order.prompt, order.max_tokens, order.ending_ids, order.sampling)
             self._writer.write(frame(message))
-            self._listener.on_submit(stream.id)
         return streams
 
     def _cancel(self, id: int) -> None:
