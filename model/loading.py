@@ -7,7 +7,10 @@ from typing import Literal
 
 import torch
 
-from model.checkpoints import Checkpoint, CheckpointError, TokenizerCard, locate, open_checkpoint
+from model.checkpoints.checkpoint import open_checkpoint
+from model.checkpoints.contents import Checkpoint, TokenizerCard
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.sources import locate
 from model.config import ModelConfig
 from model.families import Description, describe
 from model.kernels import Kernels, select

