@@ -17,7 +17,7 @@ from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
 from server.metrics import Metrics
-from server.text_tools import TextTools, load_text
+from server.text_tools import TextTools
 
 BODIES: dict[str, type[Strict]] = {
     "/v1/completions": completions.CompletionBody,
@@ -31,7 +31,7 @@ def create_app(
     options: AppOptions,
     engine: EngineClient,
     metrics: Metrics,
-    load_text: Callable[[ModelCard, EngineClient], TextTools] = load_text,
+    load_text: Callable[[ModelCard], TextTools],
 ) -> FastAPI:
     """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known."""
     service = Service(options, engine, metrics, load_text)

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.client import Stages
 from server.engine.messages import Ready, Stats
 from server.generator import Piece, Usage
 
@@ -191,13 +190,13 @@ class Metrics(Collector):
         self._step.observe(stats.step_seconds)
         self._step_length.observe(stats.step_tokens)
 
-    def sequence_ended(self, stages: Stages) -> None:
-        """A sequence has left the engine, whichever way."""
-        self._queue.observe(stages.queue_s)
-        if stages.prefill_s is not None:
-            self._prefill.observe(stages.prefill_s)
-        if stages.decode_s is not None:
-            self._decode.observe(stages.decode_s)
+    def sequence_ended(self, *, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
+        """A sequence has left the engine, whichever way; a stage that it did not reach is None."""
+        self._queue.observe(queue_s)
+        if prefill_s is not None:
+            self._prefill.observe(prefill_s)
+        if decode_s is not None:
+            self._decode.observe(decode_s)
 
     def request_accepted(self, arrived: float) -> RequestMeter:
         """A request is in the engine's queue; `arrived` is `time.monotonic()` when its body was read."""

@@ -51,7 +51,7 @@ class Service:
     options: AppOptions
     engine: EngineClient
     metrics: Metrics
-    load_text: Callable[[ModelCard, EngineClient], TextTools]
+    load_text: Callable[[ModelCard], TextTools]
     draining: bool = False  # set it to take nothing new
     created: int = field(default_factory=lambda: int(time.time()))
     _model: ServedModel | None = None
@@ -91,7 +91,7 @@ class Service:
         card = self.engine.card
         if card is None:
             raise self._loading_error()
-        tools = await asyncio.to_thread(self.load_text, card, self.engine)
+        tools = await asyncio.to_thread(self.load_text, card)
         return ServedModel(self.name_of(card), card, tools)
 
     def _loading_error(self) -> ModelLoading:
