@@ -93,7 +93,7 @@ class Figures:
     output_tokens_per_s: float
     total_tokens_per_s: float
     requests_per_s: float
-    plateau: Plateau | None  # None where no request started after the first answer's end
+    plateau: Plateau | None  # None where there were too few requests for one
     good_requests_per_s: float | None  # None without an SLO
     chunks: int
     without_usage: int  # answers whose tokens had to be counted by chunks
@@ -143,13 +143,15 @@ def figures(records: Sequence[Record], client_cpu: float, slo: Slo | None = None
 
 
 def plateau(answered: Sequence[Record]) -> Plateau | None:
-    """Throughput between the first end and the last start.
+    """Throughput between the first end and the last start; None where that is less than a typical answer's time.
 
     A chunk in that window counts as its answer's tokens per chunk; a prompt counts where its first token falls.
+    In a shorter window a few chunks more or less, as answers of one length end together, would be the whole figure.
     """
     begin = min((record.end for record in answered), default=0.0)
     end = max((record.start for record in answered), default=0.0)
-    if end <= begin:
+    typical = Spread.of(record.e2e for record in answered)
+    if typical is None or not 0 < typical.p50 <= end - begin:
         return None
     output = prompts = 0.0
     for record in answered:

@@ -32,12 +32,19 @@ class Target:
 
 
 async def probe(client: Client, model: str | None, endpoint: Endpoint, kind: PromptKind) -> Target:
-    """Asks a server all that the load needs. Raises ServerError where it cannot say."""
+    """Asks a server all that the load needs; "auto" takes ids where it can, for their exact lengths.
+
+    Raises ServerError where the server cannot say.
+    """
     model = model or await find_model(client)
-    if kind == "auto":
-        kind = "words" if endpoint == "chat" else await _best_kind(client, model)
-    if kind == "ids":
-        return Target(model, endpoint, Material(ids=await find_ids(client)))
+    if kind == "ids" or (kind == "auto" and endpoint == "completions"):
+        try:
+            target = Target(model, endpoint, Material(ids=await find_ids(client)))
+            await client.fetch("POST", PATHS[endpoint], target.body(list(target.material.ids[:1]), 1))
+            return target  # it gives ids out and takes them back
+        except ServerError:
+            if kind == "ids":
+                raise
     words = Target(model, endpoint, Material())
     return Target(model, endpoint, await measure_words(client, words))
 
@@ -86,13 +93,3 @@ async def measure_words(client: Client, words: Target) -> Material:
     if per_word <= 0:
         raise ServerError(f"{client.address.url} counts {counts} prompt tokens for {FEW_WORDS} and {MANY_WORDS} words")
     return Material((), per_word, counts[0] - FEW_WORDS * per_word)
-
-
-async def _best_kind(client: Client, model: str) -> PromptKind:
-    """Ids where the server gives them out and takes them back, for their exact lengths; else words."""
-    try:
-        target = Target(model, "completions", Material(ids=await find_ids(client)))
-        await client.fetch("POST", PATHS["completions"], target.body(list(target.material.ids[:1]), 1))
-    except ServerError:
-        return "words"
-    return "ids"

@@ -112,17 +112,17 @@ def doubts(f: Figures, plan: Plan) -> list[str]:
         ),
         (
             f.plateau is None and f.answered > 0,
-            "no plateau: no request started after the first answer, so more requests are needed",
+            "too few requests for a plateau",
         ),
     ]
     return [reason for holds, reason in reasons if holds]
 
 
 def number(value: float | None) -> str:
-    """Three digits that mean something."""
+    """Three digits that mean something, more before the point."""
     if value is None:
         return "-"
-    size = abs(value)
+    size = abs(float(f"{value:.3g}"))
     digits = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2 if size >= 0.1 else 4
     return f"{value:.{digits}f}"
 
