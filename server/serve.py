@@ -12,11 +12,11 @@ from server.api.service import AppOptions
 from server.app import create_app
 from server.config import ServeOptions
 from server.console.progress import ProgressBar
-from server.engine.client import EngineClient, Listener
-from server.engine.messages import ModelCard, Ready
+from server.engine.client import EngineClient, Listener, Stages
+from server.engine.messages import Ready
 from server.logs import Log, configure
 from server.metrics import Metrics
-from server.text_tools import TextTools, load_text
+from server.text_tools import load_text
 
 _GRACE_S = 10  # how long running answers may take to finish once a signal came
 _BACKLOG = 2048
@@ -54,12 +54,12 @@ class _Serving:
             on_progress=self.bar,
             on_ready=self._on_ready,
             on_stats=self.metrics.step,
-            on_end=lambda s: self.metrics.sequence_ended(queue_s=s.queue_s, prefill_s=s.prefill_s, decode_s=s.decode_s),
+            on_end=self._on_end,
             on_failure=self._on_failure,
         )
         self.engine = EngineClient(options, options.max_queue, listener)
         config = uvicorn.Config(
-            create_app(_app_options(options), self.engine, self.metrics, self._load_text),
+            create_app(_app_options(options), self.engine, self.metrics, lambda card: load_text(card, self.engine)),
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -98,14 +98,14 @@ class _Serving:
         self.metrics.serving(name, ready)
         log.info("ready", model=name, device=ready.device, dtype=ready.dtype, longest=self.engine.longest)
 
+    def _on_end(self, stages: Stages) -> None:
+        self.metrics.sequence_ended(queue_s=stages.queue_s, prefill_s=stages.prefill_s, decode_s=stages.decode_s)
+
     def _on_failure(self, reason: str) -> None:
         """Without its engine the server is of no use: its supervisor starts another."""
         self.bar.close()
         print(f"headrace: {reason}", file=sys.stderr)
         self.server.should_exit = True
-
-    def _load_text(self, card: ModelCard) -> TextTools:
-        return load_text(card, self.engine)
 
 
 def _app_options(options: ServeOptions) -> AppOptions:
