@@ -38,7 +38,8 @@ class Engine:
     def logits(self, sequences: list[list[int]], cuts: list[int] | None = None, shift: int = 0) -> list[Tensor]:
         """Logits of every position, all sequences in one batch a step, in chunks that end where `cuts` says.
 
-        Block tables are shuffled, and blocks hold NaN until something is stored in them. `shift` misplaces positions.
+        Block tables are shuffled, and blocks hold NaN until something is stored in them. `shift` misplaces the rows of
+        all chunks but the first; were all misplaced, rotary positions would rightly not notice.
         """
         sizes = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
         tables = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes)
@@ -53,7 +54,7 @@ class Engine:
                 if i in indices
             ]
             inputs = pack(Batch(chunks), CPU)
-            inputs.positions.add_(shift)
+            inputs.positions.add_(shift if start else 0)
             rows = self.transformer.logits(self.transformer(inputs, cache))
             for i, part in zip(indices, rows.split([len(chunk) for chunk in chunks]), strict=True):
                 found[i].append(part)
