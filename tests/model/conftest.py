@@ -14,7 +14,7 @@ from model.checkpoints import open_checkpoint
 from model.config import ModelConfig
 from model.families import describe
 from model.inputs import pack
-from model.kernels import select
+from model.kernels import Kernels
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.transformer import Transformer
 from model.weights import Matrix, Names, Weights
@@ -68,7 +68,7 @@ def _steps(sequences: list[list[int]], cuts: list[int]) -> list[tuple[int, int]]
 
 
 def _build(config: ModelConfig, tensors: dict[str, Matrix], names: Names) -> Engine:
-    return Engine(Transformer(config, Weights(tensors, names), select(CPU, torch.float32)), tensors, names)
+    return Engine(Transformer(config, Weights(tensors, names), Kernels(CPU, torch.float32)), tensors, names)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -95,7 +95,7 @@ def load() -> Callable[[Path], Engine]:
         tensors = dict(checkpoint.tensors())
         description = describe(checkpoint.kind, checkpoint.metadata, tensors.keys())
         weights = Weights(tensors, description.names)
-        transformer = Transformer(description.config, weights, select(CPU, torch.float32))
+        transformer = Transformer(description.config, weights, Kernels(CPU, torch.float32))
         weights.finish(description.ignorable)
         return Engine(transformer, tensors, description.names)
 
