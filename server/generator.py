@@ -12,7 +12,7 @@ from typing import Literal
 from model.batch import Logprobs, Sampling
 from server.engine.client import EngineClient, Order, TokenStream
 from server.engine.messages import Delta
-from server.errors import InternalError, PromptTooLong
+from server.errors import EngineGone, InternalError, PromptTooLong
 from server.text.tokenizer import Tokenizer, TokenText
 from server.text.transcript import Transcript
 
@@ -75,7 +75,7 @@ class Generator:
                 seed = _wrap_int64(request.sampling.seed + choice)
                 sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids)
                 orders.append(Order(prompt, max_tokens, list(ending_ids), sampling))
-        return Generation(request, self._engine.submit(orders), self._tokenizer, ending_ids)
+        return Generation(request, self._engine, orders, self._tokenizer)
 
     def _allowed_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
         limit, asked = self._engine.longest, request.max_tokens
@@ -122,15 +122,16 @@ class Generation:
     """
 
     def __init__(
-        self, request: GenerationRequest, streams: list[TokenStream], tokenizer: Tokenizer, ending_ids: Sequence[int]
+        self, request: GenerationRequest, engine: EngineClient, orders: list[Order], tokenizer: Tokenizer
     ) -> None:
         self._request = request
+        self._engine = engine
         self._tokenizer = tokenizer
-        self._ending_ids = frozenset(ending_ids)
         self._choices = [
             _Choice(index, stream, Transcript(tokenizer.token_bytes, request.stop))
-            for index, stream in enumerate(streams)
+            for index, stream in enumerate(engine.submit(orders))
         ]
+        self._ending_ids = frozenset(orders[0].ending_ids)
         self._ready: dict[int, _Choice] = {}  # those with something to take, in the order in which it arrived
         self._news = asyncio.Event()
         self._readers = [asyncio.create_task(self._read(choice)) for choice in self._choices]
@@ -159,10 +160,11 @@ class Generation:
                 self._news.clear()
                 if pieces := self._take_pieces():
                     yield pieces
+                    continue  # meanwhile there may be more, and what was said before a failure is told before it
                 for reader in self._readers:
                     if reader.done() and not reader.cancelled():
                         reader.result()  # raises what befell the choice
-                if all(reader.done() for reader in self._readers) and not self._ready:
+                if all(reader.done() for reader in self._readers):
                     return
                 await self._news.wait()
         finally:
@@ -185,15 +187,18 @@ class Generation:
             self._hear(choice, delta)
             self._ready.setdefault(choice.index, choice)
             self._news.set()
-            if choice.is_over:
-                return
-        raise InternalError("The engine left an answer without an end.")
+            if choice.is_over and delta.finish is None:
+                return  # cancelled for a stop string: the stream says no more
+        if not choice.is_over:
+            raise InternalError("The engine left an answer without an end.")
 
     def _hear(self, choice: _Choice, delta: Delta) -> None:
         if delta.finish is not None:
             choice.is_over = True
+        if delta.finish == "error" and self._engine.failure is not None:
+            raise EngineGone("The engine has stopped and left this request unfinished.")
         if delta.finish == "error":
-            raise InternalError(delta.error or "The engine failed on this request.")
+            raise InternalError(f"The server failed on this request: {delta.error}.")
         choice.cached_tokens = delta.cached_tokens
         for place, token in enumerate(delta.tokens):
             choice.completion_tokens += 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import subprocess
 import sys
 import threading
@@ -11,11 +10,12 @@ import weakref
 import msgspec
 
 from server.errors import BadRequest
+from server.logs import Log
 from server.text.renderer import Answer, Compile, Failed, Refused, Render, Rendered, read_frame, write_frame
 
 MESSAGE_CHARACTERS = 200  # of what a template says, shown to the client
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def _shorten(message: str) -> str:
@@ -81,7 +81,7 @@ class ChatTemplate:
             case Refused(message):
                 raise BadRequest(_shorten(message), param="messages", code="invalid_value")
             case Failed(reason):
-                log.debug("chat template failed reason=%r", reason)
+                log.debug("chat template failed", reason=reason)
                 explanation = "The model's chat template cannot render these messages."
                 raise BadRequest(explanation, param="messages", code="invalid_value")
 

@@ -1,3 +1,5 @@
+"""Is a conversation rendered as transformers does it, and a hostile template kept within its limits?"""
+
 import asyncio
 import contextlib
 import resource

@@ -1,3 +1,5 @@
+"""Is the text of a growing sequence the same as of the whole, and never part of a code point?"""
+
 import random
 
 from server.engine.messages import ModelCard

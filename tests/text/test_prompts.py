@@ -1,3 +1,5 @@
+"""Do prompts hold the right ids, and do special tokens come from the template alone?"""
+
 import random
 from collections.abc import Iterator
 

@@ -1,3 +1,5 @@
+"""Is a text cut where a naive search cuts it, with no more held back than need be?"""
+
 import random
 import time
 

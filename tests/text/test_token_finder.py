@@ -1,3 +1,5 @@
+"""Are tokens found in a text as the library finds them, in linear time?"""
+
 import random
 import time
 

@@ -1,3 +1,5 @@
+"""Are the ids the library's, and the bytes those of the text, for every kind of tokenizer and at any length?"""
+
 import asyncio
 import random
 import time

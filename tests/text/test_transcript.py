@@ -1,3 +1,5 @@
+"""Does every token travel with its text, and end where the text ends?"""
+
 import random
 from itertools import pairwise
 

@@ -1,113 +1,15 @@
+"""Does a request become the right orders, and do the tokens become the right text, tokens and counts?"""
+
 import asyncio
-import gc
-from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models
+from scripted_engine import EOS, LONGEST, Engine, all_of, request, settle, text_of
 
 from model.batch import Logprobs, Sampling
-from server.engine.client import Order
-from server.engine.messages import Delta, FinishReason, ModelCard
-from server.errors import EngineGone, InternalError, Overloaded, PromptTooLong
-from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
-from server.text.tokenizer import Tokenizer
-
-LONGEST = 64
-EOS = 256
-
-
-class Stream:
-    """What the engine says of one sequence: deltas, or an exception in place of one."""
-
-    def __init__(self, id: int) -> None:
-        self.id = id
-        self.cancels = 0
-        self._inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-
-    def say(self, text: str | bytes | list[int], finish: FinishReason | None = None, **fields: object) -> None:
-        tokens = list(text.encode() if isinstance(text, str) else text)
-        delta = Delta(self.id, tokens, **{"logprobs": None, "finish": finish, "cached_tokens": 0, **fields})
-        self._inbox.put_nowait(delta)
-
-    def fail(self, error: Exception) -> None:
-        self._inbox.put_nowait(error)
-
-    def cancel(self) -> None:
-        self.cancels += 1
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            news = await self._inbox.get()
-            if isinstance(news, Exception):
-                raise news
-            yield news
-
-
-class Engine:
-    longest = LONGEST
-
-    def __init__(self) -> None:
-        self.orders: list[Order] = []
-        self.streams: list[Stream] = []
-        self.is_full = False
-
-    def submit(self, orders: list[Order]) -> list[Stream]:
-        if self.is_full:
-            raise Overloaded("The queue is full.")
-        self.orders += orders
-        self.streams += [Stream(len(self.streams) + place) for place in range(len(orders))]
-        return self.streams[-len(orders) :]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """One token for each byte, numbered as the byte, then EOS, then rows without a token."""
-    library = Library(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
-    library.decoder = decoders.ByteFallback()
-    library.add_special_tokens(["<eos>"])
-    card = ModelCard(
-        name="bytes",
-        family="none",
-        vocab_size=260,
-        context_length=LONGEST,
-        tokenizer=library.to_str(),
-        chat_template=None,
-        special_tokens={},
-        eos_ids=[EOS],
-    )
-    return Tokenizer(card)
-
-
-@pytest.fixture
-def engine() -> Engine:
-    return Engine()
-
-
-@pytest.fixture
-def generator(engine: Engine, tokenizer: Tokenizer) -> Generator:
-    return Generator(engine, tokenizer, [EOS])
-
-
-def request(**fields: object) -> GenerationRequest:
-    return GenerationRequest(**{"prompts": [[1, 2, 3]], "source": "prompt", **fields})
-
-
-async def all_of(generation: Generation) -> list[Piece]:
-    return [piece async for piece in generation]
-
-
-def text_of(pieces: list[Piece], index: int = 0) -> str:
-    return "".join(piece.text for piece in pieces if piece.index == index)
-
-
-async def settle() -> None:
-    """Lets every task run until all of them wait."""
-    for _ in range(20):
-        await asyncio.sleep(0)
+from server.errors import Overloaded, PromptTooLong
+from server.generator import Generator, Piece, Usage
 
 
 async def test_choices_are_ordered_prompt_by_prompt_with_seeds_that_count_up_and_wrap(
@@ -263,37 +165,6 @@ async def test_more_tokens_only_add_to_the_text(generator: Generator, engine: En
     assert all(longer.startswith(shorter) for shorter, longer in pairwise(texts))
 
 
-async def test_what_waits_for_a_slow_reader_is_one_piece_per_choice(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request(n=2))
-    for letter in "abcdefgh":
-        engine.streams[0].say(letter)
-        engine.streams[1].say(letter.upper())
-        await settle()
-    pieces = generation.__aiter__()
-    assert [(piece.index, piece.text) for piece in [await anext(pieces), await anext(pieces)]] == [
-        (0, "abcdefgh"),
-        (1, "ABCDEFGH"),
-    ]
-    for stream in engine.streams:
-        stream.say(".", "length")
-    assert [(piece.index, piece.text, piece.finish_reason) async for piece in pieces] == [
-        (0, ".", "length"),
-        (1, ".", "length"),
-    ]
-
-
-async def test_pieces_come_in_the_order_in_which_their_tokens_came(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request(n=3))
-    order = [2, 0, 1, 1, 2]
-    pieces = generation.__aiter__()
-    seen = []
-    for index in order:
-        engine.streams[index].say("x")
-        seen.append((await anext(pieces)).index)
-    assert seen == order
-    await pieces.aclose()
-
-
 async def test_every_token_travels_once_with_its_logprobs(generator: Generator, engine: Engine) -> None:
     generation = generator.start(request(stop=("zz",), sampling=Sampling(top_logprobs=2)))
     data = "aé😀z!".encode()
@@ -320,96 +191,3 @@ async def test_prompt_tokens_count_once_per_prompt_and_cached_ones_for_its_first
         stream.say("abc", "length", cached_tokens=cached)
     await all_of(generation)
     assert generation.usage == Usage(prompt_tokens=30, completion_tokens=12, cached_tokens=16)
-
-
-async def test_an_engines_error_comes_after_the_text_before_it_and_cancels_the_others(
-    generator: Generator, engine: Engine
-) -> None:
-    generation = generator.start(request(n=3))
-    engine.streams[0].say("fine", "length")
-    engine.streams[1].say("so far")
-    engine.streams[1].say([], "error", error="The model computed NaN.")
-    iterator = generation.__aiter__()
-    pieces = [await anext(iterator), await anext(iterator)]
-    with pytest.raises(InternalError, match="NaN"):
-        await anext(iterator)
-    assert (text_of(pieces, 0), text_of(pieces, 1)) == ("fine", "so far")
-    assert [stream.cancels for stream in engine.streams] == [0, 0, 1]
-
-
-async def test_an_engine_that_goes_away_ends_every_choice(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request(n=2))
-    engine.streams[0].fail(EngineGone("The engine is gone."))
-    with pytest.raises(EngineGone):
-        await all_of(generation)
-    assert engine.streams[1].cancels == 1
-
-
-async def test_a_stream_without_an_end_is_an_error(generator: Generator, engine: Engine) -> None:
-    class Ending(Stream):
-        async def __aiter__(self) -> AsyncIterator[Delta]:
-            for delta in ():
-                yield delta
-
-    engine.submit = lambda orders: [Ending(0)]  # type: ignore[method-assign]
-    with pytest.raises(InternalError):
-        await all_of(generator.start(request()))
-
-
-async def test_closing_cancels_what_still_runs_exactly_once(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request(n=4))
-    engine.streams[0].say("done", "length")
-    engine.streams[1].say("running")
-    engine.streams[2].say("failed", "error", error="no")
-    await settle()
-    generation.close()
-    generation.close()
-    assert [stream.cancels for stream in engine.streams] == [0, 1, 0, 1]
-
-
-async def test_closing_ends_an_iteration_that_waits(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request())
-    reader = asyncio.create_task(all_of(generation))
-    engine.streams[0].say("some")
-    await settle()
-    generation.close()
-    assert text_of(await reader) == "some"
-    assert engine.streams[0].cancels == 1
-
-
-async def test_a_reader_that_is_cancelled_cancels_the_choices(generator: Generator, engine: Engine) -> None:
-    reader = asyncio.create_task(all_of(generator.start(request(n=2))))
-    await settle()
-    reader.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reader
-    assert [stream.cancels for stream in engine.streams] == [1, 1]
-
-
-async def test_closing_leaves_no_task_and_nothing_for_asyncio_to_complain_of(
-    generator: Generator, engine: Engine
-) -> None:
-    complaints: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    generation = generator.start(request(n=3))
-    engine.streams[0].fail(EngineGone("The engine is gone."))
-    engine.streams[1].say("half")
-    await settle()
-    generation.close()
-    await settle()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    del generation
-    gc.collect()
-    assert complaints == []
-
-
-async def test_each_choice_finishes_exactly_once(generator: Generator, engine: Engine) -> None:
-    generation = generator.start(request(n=4, stop=("ab",)))
-    for stream in engine.streams:
-        stream.say("xx")
-        stream.say("ab" if stream.id % 2 else "ba", "length")
-        stream.say("beyond the end")
-    pieces = await all_of(generation)
-    finishes = Counter((piece.index, piece.finish_reason) for piece in pieces if piece.finish_reason)
-    assert finishes == {(0, "length"): 1, (1, "stop"): 1, (2, "length"): 1, (3, "stop"): 1}
-    assert [text_of(pieces, index) for index in range(4)] == ["xxba", "xx", "xxba", "xx"]
