@@ -58,16 +58,13 @@ class _Renderer:
 
 
 class ChatTemplate:
-    """Renders in a process of its own (see `renderer.py`), which is started at first need and again if it dies."""
+    """Renders in a process of its own (see `renderer.py`), which is started again if it dies of a conversation."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        """Waits until it is compiled, so do this off the event loop; raises ValueError in one line if it cannot be."""
         self._compile = msgspec.msgpack.encode(Compile(source, special_tokens))
-        self._renderer: _Renderer | None = None
         self._turn = threading.Lock()  # one conversation at a time; each takes well under a millisecond
-
-    async def start(self) -> None:
-        """Compiles the template now; raises ValueError in one line if it is not one."""
-        await asyncio.to_thread(self._start)
+        self._renderer = self._start_renderer()
 
     async def render(self, messages: list[dict[str, object]], add_generation_prompt: bool = True) -> str:
         """Message contents are data and never parsed as a template.
@@ -86,29 +83,21 @@ class ChatTemplate:
                 raise BadRequest(explanation, param="messages", code="invalid_value")
 
     def close(self) -> None:
-        """Ends the renderer; a later `render` starts another."""
+        """Ends the renderer; a later `render` would start another."""
         with self._turn:
-            if self._renderer is not None:
-                self._renderer.close()
-            self._renderer = None
-
-    def _start(self) -> None:
-        with self._turn:
-            self._running_renderer()
+            self._renderer.close()
 
     def _ask(self, order: bytes) -> Answer:
         with self._turn:
-            return self._running_renderer().ask(order)
+            if not self._renderer.is_running:
+                self._renderer.close()
+                self._renderer = self._start_renderer()
+            return self._renderer.ask(order)
 
-    def _running_renderer(self) -> _Renderer:
-        if self._renderer is not None and self._renderer.is_running:
-            return self._renderer
-        if self._renderer is not None:
-            self._renderer.close()
+    def _start_renderer(self) -> _Renderer:
         renderer = _Renderer()
         match renderer.ask(self._compile):
             case Refused(reason) | Failed(reason):
                 renderer.close()
                 raise ValueError(f"chat template: {_shorten(reason)}")
-        self._renderer = renderer
         return renderer
