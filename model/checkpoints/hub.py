@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,62 @@ SAFETENSORS = ["model*.safetensors", *TEXTS]  # not consolidated.safetensors: th
 SUBFOLDERS = ["*/*"]  # other formats and other models
 
 
-def fetch(name: str, report: Report) -> Path:
+def fetch(name: str, report: Report, endpoint: str | None = None) -> Path:
     """The snapshot of `org/name[@revision]` in the hub's own cache: safetensors, or else the one GGUF file.
 
-    Offline mode (HF_HUB_OFFLINE) takes what is cached. Raises CheckpointError.
+    Offline mode (HF_HUB_OFFLINE) takes what is cached. `endpoint` is another hub than HF_ENDPOINT or the public one.
+    Raises CheckpointError.
     """
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise CheckpointError(f"hf:{name}", "not of the form hf:org/name or hf:org/name@revision")
     try:
-        folder = _snapshot(repository, revision or None, SAFETENSORS, report)
-        if any(folder.glob("*.safetensors")):
-            return folder
-        return _snapshot(repository, revision or None, [_gguf(name, repository, revision or None), *TEXTS], report)
+        return _Fetch(huggingface_hub.HfApi(endpoint), repository, revision or None, report).run()
     except (OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # of the hub's HTTP library
         raise CheckpointError(f"hf:{name}", _reason(error)) from error
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str], report: Report) -> Path:
-    bars = _bars(f"downloading {repository}", report)
-    return Path(
-        huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=patterns, ignore_patterns=SUBFOLDERS, tqdm_class=bars
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """One repository at one revision; None is its main branch."""
+
+    hub: huggingface_hub.HfApi
+    repository: str
+    revision: str | None
+    report: Report
+
+    def run(self) -> Path:
+        folder = self._snapshot(SAFETENSORS)
+        if any(folder.glob("*.safetensors")):
+            return folder
+        return self._snapshot([self._gguf(), *TEXTS])
+
+    def _snapshot(self, patterns: list[str]) -> Path:
+        return Path(
+            self.hub.snapshot_download(
+                self.repository,
+                revision=self.revision,
+                allow_patterns=patterns,
+                ignore_patterns=SUBFOLDERS,
+                tqdm_class=_bars(f"downloading {self.repository}", self.report),
+            )
         )
-    )
 
+    def _gguf(self) -> str:
+        """The repository's GGUF file; offline, whichever is cached."""
+        try:
+            files = self.hub.list_repo_files(self.repository, revision=self.revision)
+        except errors.OfflineModeIsEnabled:
+            return "*.gguf"
+        found = sorted(file for file in files if file.endswith(".gguf") and "/" not in file)
+        if not found:
+            raise self._refusal("the repository holds neither model*.safetensors nor a GGUF file")
+        if len(found) > 1:
+            raise self._refusal(f"holds several GGUF files; fetch one and name it: {', '.join(found)}")
+        return found[0]
 
-def _gguf(name: str, repository: str, revision: str | None) -> str:
-    """The repository's GGUF file; offline, whichever is cached."""
-    try:
-        files = huggingface_hub.list_repo_files(repository, revision=revision)
-    except errors.OfflineModeIsEnabled:
-        return "*.gguf"
-    found = sorted(file for file in files if file.endswith(".gguf"))
-    if not found:
-        raise CheckpointError(f"hf:{name}", "the repository holds neither model*.safetensors nor a GGUF file")
-    if len(found) > 1:
-        raise CheckpointError(f"hf:{name}", f"holds several GGUF files; fetch one and name it: {', '.join(found)}")
-    return found[0]
+    def _refusal(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"hf:{self.repository}", reason)
 
 
 def _bars(stage: str, report: Report) -> type[Any]:
