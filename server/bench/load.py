@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from server.bench.record import Record, Request
 
 Ask = Callable[[Request], Awaitable[Record]]
+Schedule = Sequence[tuple[float, Request]]  # seconds after the start, for the open loop, and what is sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class ClosedLoop:
         return f"{self.concurrency} at once"
 
     def due_times(self, rng: random.Random) -> list[float]:
-        return [0.0] * self.requests
+        return [0.0] * self.requests  # due as soon as a user is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,13 @@ class OpenLoop:
 Load = ClosedLoop | OpenLoop
 
 
-async def drive(load: Load, requests: Sequence[Request], dues: Sequence[float], ask: Ask) -> list[Record]:
-    """Sends every request once, the i-th at `dues[i]` where the loop is open. Records come in the order sent."""
+async def drive(load: Load, schedule: Schedule, ask: Ask) -> list[Record]:
+    """Sends every request once. Records come in the order sent."""
     match load:
         case ClosedLoop():
-            return await keep_busy(requests, load.concurrency, ask)
+            return await keep_busy([request for _, request in schedule], load.concurrency, ask)
         case OpenLoop():
-            return await send_on_time(requests, dues, ask)
+            return await send_on_time(schedule, ask)
 
 
 async def keep_busy(requests: Sequence[Request], concurrency: int, ask: Ask) -> list[Record]:
@@ -79,7 +80,7 @@ async def keep_busy(requests: Sequence[Request], concurrency: int, ask: Ask) -> 
     return sorted((record for task in users for record in task.result()), key=lambda record: record.start)
 
 
-async def send_on_time(requests: Sequence[Request], dues: Sequence[float], ask: Ask) -> list[Record]:
+async def send_on_time(schedule: Schedule, ask: Ask) -> list[Record]:
     """An open loop: nothing that the server does delays a request."""
     begin = time.monotonic()
     tasks: list[asyncio.Task[Record]] = []
@@ -90,7 +91,7 @@ async def send_on_time(requests: Sequence[Request], dues: Sequence[float], ask: 
         return record
 
     async with asyncio.TaskGroup() as group:
-        for request, after in zip(requests, dues, strict=True):
+        for after, request in schedule:
             due = begin + after
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.append(group.create_task(send(request, due)))

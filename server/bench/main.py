@@ -20,7 +20,7 @@ from server.bench.plot import plot
 from server.bench.probe import PromptKind
 from server.bench.report import report
 from server.bench.session import Plan, Session
-from server.bench.workload import Workload, read_entries
+from server.bench.workload import Entry, Workload, read_entries
 
 __all__ = ["add_arguments", "plan_of", "run"]
 
@@ -68,8 +68,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def plan_of(args: argparse.Namespace) -> Plan:
     """What the options ask for. ValueError names options that contradict each other, OSError an unreadable file."""
     entries = tuple(read_entries(args.workload)) if args.workload else ()
-    if args.prefix_groups > 1 and not args.shared_prefix:
-        raise ValueError("--prefix-groups needs --shared-prefix")
     if args.versus_api_key and not args.versus:
         raise ValueError("--versus-api-key needs --versus")
     servers = [Address.parse(args.url.url, args.api_key)]
@@ -80,14 +78,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         model=args.model,
         endpoint=args.endpoint,
         prompt_kind=_prompt_kind(args, has_text=any(entry.prompt is not None for entry in entries)),
-        workload=Workload(
-            prompt=args.prompt_tokens,
-            output=args.output_tokens,
-            entries=entries,
-            shared_prefix=args.shared_prefix,
-            prefix_groups=args.prefix_groups,
-            seed=args.seed,
-        ),
+        workload=_workload(args, entries),
         loads=_loads(args),
         rounds=args.rounds or (3 if args.versus else 1),
         warmup=args.warmup,
@@ -96,6 +87,19 @@ def plan_of(args: argparse.Namespace) -> Plan:
         extra=args.body,
         slo=args.slo,
         timeout_s=args.timeout,
+    )
+
+
+def _workload(args: argparse.Namespace, entries: tuple[Entry, ...]) -> Workload:
+    if args.prefix_groups > 1 and not args.shared_prefix:
+        raise ValueError("--prefix-groups needs --shared-prefix")
+    return Workload(
+        prompt=args.prompt_tokens,
+        output=args.output_tokens,
+        entries=entries,
+        shared_prefix=args.shared_prefix,
+        prefix_groups=args.prefix_groups,
+        seed=args.seed,
     )
 
 

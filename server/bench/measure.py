@@ -110,23 +110,20 @@ class Figures:
 def figures(records: Sequence[Record], client_cpu: float, slo: Slo | None = None) -> Figures:
     """Everything that is reported of one run."""
     answered = [record for record in records if record.answered]
-    seconds = max((record.end for record in answered), default=0.0) - min((r.start for r in records), default=0.0)
-    seconds = max(seconds, 0.0)
+    seconds = _seconds(records, answered)
     prompt_tokens = sum(record.prompt_tokens for record in answered)
     output_tokens = sum(record.output_tokens for record in answered)
-    failures = [record.failure for record in records if record.failure]
-    cached = [record.usage.cached for record in answered if record.usage and record.usage.cached is not None]
     return Figures(
         answered=len(answered),
-        errors=dict(Counter(failure.kind for failure in failures)),
-        error_examples={failure.kind: failure.message for failure in reversed(failures)},
+        errors=dict(Counter(record.failure.kind for record in records if record.failure)),
+        error_examples={r.failure.kind: r.failure.message for r in reversed(records) if r.failure},
         seconds=seconds,
         ttft=Spread.of(record.ttft for record in answered),
         tpot=Spread.of(record.tpot for record in answered if record.tpot is not None),
         itl=Spread.of(gap for record in answered for gap in record.gaps),
         e2e=Spread.of(record.e2e for record in answered),
         prompt_tokens=prompt_tokens,
-        cached_tokens=sum(cached) if cached else None,
+        cached_tokens=_cached_tokens(answered),
         output_tokens=output_tokens,
         output_tokens_per_s=_rate(output_tokens, seconds),
         total_tokens_per_s=_rate(prompt_tokens + output_tokens, seconds),
@@ -166,6 +163,17 @@ def lateness(records: Sequence[Record]) -> float | None:
     """The 99th percentile of the client's own delay in an open loop."""
     delays = sorted(record.start - record.due for record in records if record.due is not None)
     return percentile(delays, 99) if delays else None
+
+
+def _seconds(records: Sequence[Record], answered: Sequence[Record]) -> float:
+    if not answered:
+        return 0.0
+    return max(record.end for record in answered) - min(record.start for record in records)
+
+
+def _cached_tokens(answered: Sequence[Record]) -> int | None:
+    told = [record.usage.cached for record in answered if record.usage and record.usage.cached is not None]
+    return sum(told) if told else None
 
 
 def _rate(amount: float, seconds: float) -> float:

@@ -3,7 +3,6 @@
 import random
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from server.bench.client import Client
 from server.bench.connection import Address
-from server.bench.load import ClosedLoop, Load, drive
+from server.bench.load import ClosedLoop, Load, Schedule, drive
 from server.bench.measure import Figures, Slo, figures
 from server.bench.probe import PATHS, Endpoint, PromptKind, Target, probe
 from server.bench.record import Record, Request
@@ -86,22 +85,23 @@ class Session:
 
     async def _run(self, contender: Contender, load: Load, number: int) -> Run:
         plan, part = self.plan, f"{load.label}/{number}"
-        dues = load.due_times(random.Random(f"{plan.workload.seed}/{part}/arrivals"))
-        requests = self._requests(contender.target, len(dues), part)
-        await self._warm_up(contender, load, part)
+        schedule = self._schedule(contender.target, load, part)
+        await self._warm_up(contender, load, f"{part}/warm-up")
         cpu, begin = time.process_time(), time.monotonic()
-        records = await _drive(contender, load, requests, dues, f"{contender.name} {load.label}, round {number}")
+        records = await _drive(contender, load, schedule, f"{contender.name} {load.label}, round {number}")
         share = (time.process_time() - cpu) / (time.monotonic() - begin)
         return Run(contender.name, load, number, figures(records, share, plan.slo), records)
 
     async def _warm_up(self, contender: Contender, load: Load, part: str) -> None:
         count = self.plan.warmup
-        requests = self._requests(contender.target, count, f"{part}/warm-up")
-        at_once = load.concurrency if isinstance(load, ClosedLoop) else count
-        await _drive(contender, ClosedLoop(at_once, count), requests, [], f"{contender.name} warm-up")
+        users = ClosedLoop(load.concurrency if isinstance(load, ClosedLoop) else count, count)
+        await _drive(contender, users, self._schedule(contender.target, users, part), f"{contender.name} warm-up")
 
-    def _requests(self, target: Target, count: int, part: str) -> list[Request]:
-        return [self.request(target, q) for q in self.plan.workload.questions(count, target.material, part)]
+    def _schedule(self, target: Target, load: Load, part: str) -> Schedule:
+        workload = self.plan.workload
+        dues = load.due_times(random.Random(f"{workload.seed}/{part}/arrivals"))
+        questions = workload.questions(len(dues), target.material, part)
+        return [(due, self.request(target, question)) for due, question in zip(dues, questions, strict=True)]
 
     def request(self, target: Target, question: Question) -> Request:
         """Words a question for a server."""
@@ -117,14 +117,12 @@ class Session:
         return Request(PATHS[target.endpoint], msgspec.json.encode(fields | self.plan.extra), question.output_tokens)
 
 
-async def _drive(
-    contender: Contender, load: Load, requests: Sequence[Request], dues: Sequence[float], title: str
-) -> list[Record]:
-    with tqdm(total=len(requests), desc=title, unit="request", disable=None, leave=False, file=sys.stderr) as bar:
+async def _drive(contender: Contender, load: Load, schedule: Schedule, title: str) -> list[Record]:
+    with tqdm(total=len(schedule), desc=title, unit="request", disable=None, leave=False, file=sys.stderr) as bar:
 
         async def ask(request: Request) -> Record:
             record = await contender.client.stream(request)
             bar.update()
             return record
 
-        return await drive(load, requests, dues, ask)
+        return await drive(load, schedule, ask)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -75,27 +75,28 @@ class FakeServer:
             await asyncio.Event().wait()
         await asyncio.sleep(self.delay_s)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        count = body["max_tokens"]
-        if is_chat:
-            send_event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        for number in range(count):
-            if number == 1 and self.mode == "cut":
-                await writer.drain()
+        for number, chunk in enumerate(chunks(body, is_chat)):
+            if number == 2 and self.mode == "cut":
                 return False
-            if number == 1 and self.mode == "sse error":
-                send_event(writer, {"error": {"message": "engine died"}})
-                break
-            text = {"delta": {"content": "x"}} if is_chat else {"text": "x"}
-            reason = {"finish_reason": "length" if number == count - 1 else None}
-            send_event(writer, {"choices": [{"index": 0, **text, **reason}], "usage": None})
+            if number == 2 and self.mode == "sse error":
+                chunk = {"error": {"message": "engine died"}}
+            if self.mode != "no usage" or not chunk.get("usage"):
+                send_event(writer, chunk)
             await writer.drain()
-        if self.mode != "no usage":
-            details = {"prompt_tokens_details": {"cached_tokens": 3}}
-            usage = {"prompt_tokens": prompt_tokens(body), "completion_tokens": count, **details}
-            send_event(writer, {"choices": [], "usage": usage})
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         await writer.drain()
         return self.mode != "hangs up"
+
+
+def chunks(body: dict, is_chat: bool) -> Iterator[dict]:
+    """An opening without text, a chunk per token, the usage."""
+    count = body["max_tokens"]
+    yield {"choices": [{"index": 0, **({"delta": {"role": "assistant", "content": ""}} if is_chat else {"text": ""})}]}
+    for number in range(1, count + 1):
+        text = {"delta": {"content": "x"}} if is_chat else {"text": "x"}
+        yield {"choices": [{"index": 0, **text, "finish_reason": "length" if number == count else None}], "usage": None}
+    details = {"prompt_tokens_details": {"cached_tokens": 3}}
+    yield {"choices": [], "usage": {"prompt_tokens": prompt_tokens(body), "completion_tokens": count, **details}}
 
 
 def prompt_tokens(body: dict) -> int:

