@@ -57,9 +57,10 @@ def _top(finding: ErrorDetails) -> tuple[int | str, ...]:
     return location[:branch]
 
 
-def _progress(finding: ErrorDetails) -> tuple[int, bool]:
-    """How far a branch got: deeper is further, and a wrong value is further than a wrong type."""
-    return len(finding["loc"]), finding["type"] not in EXPECTED
+def _progress(finding: ErrorDetails) -> tuple[bool, list[int], int]:
+    """How far a branch got: a wrong value is further than a wrong type, then a later element, then a deeper one."""
+    location = finding["loc"]
+    return finding["type"] not in EXPECTED, [part for part in location if isinstance(part, int)], len(location)
 
 
 def _path(finding: ErrorDetails) -> str | None:

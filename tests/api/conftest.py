@@ -1,0 +1,227 @@
+"""The real app on a real port, with the real text tools, on an engine that says what the test wants."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models
+
+from model.batch import Logprobs
+from server.api.service import AppOptions
+from server.app import create_app
+from server.engine.client import Order, TokenStream
+from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
+from server.errors import EngineGone, Overloaded
+from server.metrics import Metrics
+from server.text_tools import load_text
+
+LONGEST = 512
+EOS = 256
+BOS = 257
+VOCABULARY = 264
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.content == 'refuse me' %}{{ raise_exception('that I will not say') }}{% endif %}"
+    "[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
+)
+STATS = Stats(
+    running=1,
+    waiting=2,
+    blocks_free=5,
+    blocks_cached=2,
+    blocks_used=3,
+    preemptions=4,
+    prefix_queries=60,
+    prefix_hits=16,
+    step_tokens=7,
+    step_seconds=0.004,
+    invariant_violations=0,
+)
+
+
+def byte_card() -> ModelCard:
+    """One token for each byte, numbered as the byte, then the special ones, then rows without a token."""
+    library = Library(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
+    library.decoder = decoders.ByteFallback()
+    library.add_special_tokens(["<eos>", "<bos>"])
+    return ModelCard(
+        name="bytes",
+        family="none",
+        vocab_size=VOCABULARY,
+        context_length=LONGEST,
+        tokenizer=library.to_str(),
+        chat_template=TEMPLATE,
+        special_tokens={"eos_token": "<eos>", "bos_token": "<bos>"},
+        eos_ids=[EOS],
+    )
+
+
+class FakeEngine:
+    """Says `answer` to every order, one byte a step, then EOS; or, once held, only what the test lets it say."""
+
+    longest = LONGEST
+
+    def __init__(self) -> None:
+        self.card: ModelCard | None = byte_card()
+        self.progress: Progress | None = Progress("weights", 3, 10, "tensors")
+        self.ready: Ready | None = Ready(device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="")
+        self.failure: str | None = None
+        self.stats: Stats | None = STATS
+        self.answer = "Hello, world!"
+        self.is_held = False
+        self.is_full = False
+        self.orders: list[Order] = []
+        self.streams: list[TokenStream] = []
+        self.cancelled: list[int] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[tuple[Callable[[], bool], Future[None]]] = []
+
+    async def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def submit(self, orders: list[Order]) -> list[TokenStream]:
+        if self.failure is not None:
+            raise EngineGone("The engine is not running.")
+        if self.is_full:
+            raise Overloaded("The queue is full.", retry_after_s=2.5)
+        streams = [TokenStream(len(self.streams) + place, self._cancel) for place in range(len(orders))]
+        self.orders += orders
+        self.streams += streams
+        if not self.is_held:
+            task = asyncio.create_task(self._answer(orders, streams))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._changed()
+        return streams
+
+    async def _answer(self, orders: list[Order], streams: list[TokenStream]) -> None:
+        """Moves every sequence by one token, lets the readers run, and so on."""
+        said = [[*self.answer.encode(), EOS][: order.max_tokens] for order in orders]
+        for step in range(max(map(len, said))):
+            for order, stream, tokens in zip(orders, streams, said, strict=True):
+                if step < len(tokens):
+                    is_last = step == len(tokens) - 1
+                    ends = "stop" if tokens[step] in order.ending_ids else "length"
+                    stream.put(delta(order, stream.id, tokens[step], ends if is_last else None))
+            await asyncio.sleep(0)
+
+    def _cancel(self, id: int) -> None:
+        self.cancelled.append(id)
+        self._changed()
+
+    def say(self, place: int, text: str, finish: str | None = None, error: str | None = None) -> None:
+        """From any thread: sequence `place` goes on by `text`, in one step."""
+        stream, tokens = self.streams[place], list(text.encode())
+        news = Delta(stream.id, tokens, None, finish, 0, error)
+        self.loop.call_soon_threadsafe(stream.put, news)
+
+    def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        """From any thread: until an order or a cancellation makes it true."""
+        reached: Future[None] = Future()
+        self.loop.call_soon_threadsafe(self._watch, is_true, reached)
+        reached.result(timeout_s)
+
+    def _watch(self, is_true: Callable[[], bool], reached: Future[None]) -> None:
+        self._watchers.append((is_true, reached))
+        self._changed()
+
+    def _changed(self) -> None:
+        for is_true, reached in self._watchers:
+            if not reached.done() and is_true():
+                reached.set_result(None)
+
+
+def delta(order: Order, id: int, token: int, finish: str | None) -> Delta:
+    wanted = order.sampling.top_logprobs
+    if wanted is None:
+        return Delta(id, [token], None, finish, 1)
+    chosen = -0.1 - token / 1000
+    top = [(token, chosen), *((token + place, chosen - place) for place in range(1, wanted))][:wanted]
+    return Delta(id, [token], [Logprobs(chosen, top)], finish, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    url: str
+    port: int
+    engine: FakeEngine
+    metrics: Metrics
+    app: FastAPI
+    http: httpx.Client
+
+    def value(self, series: str) -> float:
+        """The value of a series as /metrics prints it, labels included."""
+        for line in self.http.get("/metrics").text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        return 0.0
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+
+    def send(self, path: str, body: bytes, *headers: str) -> socket.socket:
+        """A POST over a socket of its own, which is given back as it stands after the last byte."""
+        connection = self.connect()
+        head = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(body)}", *headers, "", ""]
+        connection.sendall("\r\n".join(head).encode() + body)
+        return connection
+
+
+@contextmanager
+def serving(engine: FakeEngine | None = None, **options: Any) -> Iterator[Served]:
+    """Accepts connections at once, because the socket listens before the server runs."""
+    engine = engine or FakeEngine()
+    metrics = Metrics()
+    app = create_app(AppOptions(**options), engine, metrics, lambda card: load_text(card, engine))
+    config = uvicorn.Config(app, log_config=None, loop="uvloop", http="httptools", ws="none", access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, timeout=10) as http:
+                http.get("/health/live")
+                yield Served(url, port, engine, metrics, app, http)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """Shared by tests that leave no trace in it."""
+    with serving(max_body_bytes=2**17) as served:
+        yield served
+
+
+@pytest.fixture
+def own_server() -> Iterator[Served]:
+    """For tests that look at counters or change what the engine does."""
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """For tests that need options of their own."""
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(serving(*args, **options))

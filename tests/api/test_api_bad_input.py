@@ -1,0 +1,147 @@
+"""Bad input, row by row of `bad_input.json`: each gets one clear answer, and the server is as it was.
+
+A text such as "$x*70000" in the file stands for 70000 times "x".
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROWS = json.loads(Path(__file__).with_name("bad_input.json").read_text())
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+}
+VALID = {"chat": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
+REPEATED = re.compile(r"\$([^*]+)\*(\d+)")
+LEAKS = re.compile(r"0x[0-9a-f]{6}|/(work|root|home|usr|tmp)/|Traceback|<class|pydantic|Input should|[A-Z][a-z]+Body")
+
+
+def expand(text: str) -> str:
+    return REPEATED.sub(lambda found: found[1] * int(found[2]), text)
+
+
+def body_of(row: dict) -> bytes:
+    if "hex" in row:
+        return bytes.fromhex(row["hex"])
+    raw = row["raw"] if "raw" in row else json.dumps(VALID[row["path"]] | row["with"])
+    return expand(raw).encode()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row {row['row']}")
+def test_bad_input_gets_one_clear_answer(served, row):
+    headers = {"content-type": "application/json", **row.get("headers", {})}
+    answer = served.http.post(PATHS[row["path"]], content=body_of(row), headers=headers)
+    assert answer.status_code == row["status"], answer.text[:300]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    assert answer.json().keys() == {"error"}
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"], error["type"]) == (row["code"], row["param"], "invalid_request_error")
+    assert row.get("says", "") in error["message"]
+    assert len(answer.content) <= 2048
+    assert not LEAKS.search(answer.text)
+
+
+@pytest.mark.parametrize("path", ["chat", "completions"])
+def test_a_stream_is_refused_with_a_plain_status(served, path):
+    body = VALID[path] | {"stream": True, "temperature": 3}
+    answer = served.http.post(PATHS[path], json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\r\n", "é\u202e" * 50, "a" * 5000])
+def test_no_more_than_64_characters_of_input_come_back_and_none_that_steers_a_terminal(served, text):
+    for body in ({text: 1}, {"model": text}, {"messages": [{"role": text, "content": ""}]}):
+        message = served.http.post(PATHS["chat"], json=VALID["chat"] | body).json()["error"]["message"]
+        assert message.isprintable()
+        assert text[:65] not in message
+
+
+def test_a_body_full_of_errors_is_answered_without_listing_them(served):
+    body = "{" + ",".join(f'"x{i}":0' for i in range(5000)) + "}"
+    answer = served.http.post(PATHS["chat"], content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "invalid fields" in answer.json()["error"]["message"]
+
+
+def test_too_large_a_body_is_refused_by_its_announced_length_before_it_is_sent(served):
+    with served.connect() as connection:
+        head = (
+            "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # until the server closes
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"request_too_large" in answer
+
+
+def test_too_large_a_body_without_a_length_is_refused_on_the_way(served):
+    with served.connect() as connection:
+        head = (
+            "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        for _ in range(9):
+            connection.sendall(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+GOOD = [
+    ("chat", {"temperature": 1e-12}),
+    ("chat", {"temperature": 0, "n": 4}),
+    ("chat", {"top_k": -1}),
+    ("chat", {"top_k": 2**31 - 1}),
+    ("chat", {"seed": -(2**63)}),
+    ("chat", {"seed": None, "stop": None, "tools": None, "logit_bias": None, "n": None, "stream": None}),
+    ("chat", {"stop": []}),
+    ("chat", {"stop": ["x" * 256] * 4}),
+    ("chat", {"logit_bias": {"0": -100, "263": 100.0}}),
+    ("chat", {"stop_token_ids": [1] * 128, "min_tokens": 0, "ignore_eos": False}),
+    ("chat", {"messages": [{"role": "developer", "content": [{"type": "text", "text": "a\u0000b"}]}]}),
+    ("chat", {"messages": [{"role": "user", "content": "<eos><bos>"}]}),
+    ("chat", {"max_tokens": 5, "max_completion_tokens": 5}),
+    ("chat", {"logprobs": True, "top_logprobs": 0}),
+    ("chat", {"logprobs": False, "response_format": {"type": "text"}, "model": "bytes"}),
+    ("completions", {"prompt": ""}),
+    ("completions", {"prompt": ["a", "b"]}),
+    ("completions", {"prompt": [1, 2, 3]}),
+    ("completions", {"prompt": [[1], [2, 263]], "n": 2, "best_of": 2}),
+    ("completions", {"prompt": ["a"] * 64}),
+    ("completions", {"logprobs": 0}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), GOOD)
+def test_what_is_allowed_is_answered(served, path, fields):
+    answer = served.http.post(PATHS[path], json=VALID[path] | fields)
+    assert answer.status_code == 200, answer.text[:300]
+    assert "x-headrace-ignored" not in answer.headers
+
+
+def test_of_duplicate_keys_the_last_wins(served):
+    body = '{"prompt": "a", "max_tokens": 3, "max_tokens": 5}'
+    answer = served.http.post(PATHS["completions"], content=body, headers={"content-type": "application/json"})
+    assert answer.json()["choices"][0]["text"] == "Hello"
+
+
+def test_fields_without_effect_are_named_in_a_header(served):
+    fields = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": None}
+    body = {"messages": [{"role": "user", "name": "Ada", "content": "Hi"}], **fields}
+    answer = served.http.post(PATHS["chat"], json=body)
+    assert answer.status_code == 200
+    assert answer.headers["x-headrace-ignored"] == "metadata, store, user, messages.name"
+
+
+def test_a_lenient_server_names_unknown_fields_instead_of_refusing_them(serve):
+    served = serve(lenient=True)
+    body = VALID["chat"] | {"temprature": 1, "bad\r\nname": 2, "messages": [{"role": "user", "content": "", "x": 1}]}
+    answer = served.http.post(PATHS["chat"], json=body)
+    assert answer.status_code == 200
+    assert answer.headers["x-headrace-ignored"] == "temprature, bad??name, messages.x"
+    assert served.http.post(PATHS["chat"], json=body | {"temperature": "1"}).status_code == 400
