@@ -71,18 +71,18 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 def _add_workload(group: argparse._ArgumentGroup) -> None:
     lengths = {"metavar": "N[:M]", "type": _said(Lengths.parse), "default": "128"}
-    _add(group, "--endpoint", choices=("completions", "chat"), default="completions", help="what is asked")
+    _add(group, "--endpoint", **_choice("completions", "chat"), default="completions", help="what is asked")
     _add(group, "--prompt-tokens", **lengths, help="prompt length in tokens, or an even range of lengths")
     _add(group, "--output-tokens", **lengths, help="answer length in tokens, or an even range of lengths")
     file_help = "JSONL, one request a line: prompt or prompt_tokens, output_tokens; the options fill what is missing"
     _add(group, "--workload", metavar="FILE", type=Path, help=file_help)
     kind_help = "random token ids or common English words; auto: ids where the server takes them"
-    _add(group, "--prompt-kind", choices=("auto", "ids", "words"), default="auto", help=kind_help)
+    _add(group, "--prompt-kind", **_choice("auto", "ids", "words"), default="auto", help=kind_help)
     prefix_help = "tokens in front of every prompt that are the same for its group"
     _add(group, "--shared-prefix", metavar="N", type=_said(_number), default="0", help=prefix_help)
     _add(group, "--prefix-groups", metavar="G", type=_said(_count), default="1", help="number of different prefixes")
     _add(group, "--temperature", metavar="T", type=_said(_temperature), default="0", help="0 is greedy")
-    _add(group, "--ignore-eos", choices=("yes", "no"), default="yes", help="yes: every answer gets its full length")
+    _add(group, "--ignore-eos", **_choice("yes", "no"), default="yes", help="yes: every answer gets its full length")
     _add(group, "--body", metavar="JSON", type=_said(_fields), default="{}", help="further fields of every request")
     _add(group, "--seed", metavar="N", type=_said(_number), default="0", help="of lengths, prompts and arrivals")
 
@@ -100,10 +100,19 @@ def _add(group: argparse._ArgumentGroup, flag: str, *, help: str, **options: Any
         help += f" (default: {options['default']})"
     name = ENVIRONMENT + flag.removeprefix("--").replace("-", "_").upper()
     if value := os.environ.get(name):
-        if value not in options.get("choices", (value,)):  # argparse checks no choice that is a default
-            raise SystemExit(f"headrace bench: {name}: {value!r} is none of {', '.join(options['choices'])}")
         options["default"] = value
     group.add_argument(flag, help=help.replace("%", "%%"), **options)
+
+
+def _choice(*names: str) -> dict[str, Any]:
+    """Like argparse's choices, which do not hold for a default, and so not for the environment."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return {"type": _said(parse), "metavar": "{" + ",".join(names) + "}"}
 
 
 def _said(parse: Callable[[str], T]) -> Callable[[str], T]:
