@@ -49,6 +49,7 @@ class _Serving:
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
         self.bar = ProgressBar()
+        self.exit_code = 0
         self.metrics = Metrics(vllm_names=options.metrics_compat)
         listener = Listener(
             on_progress=self.bar,
@@ -82,7 +83,7 @@ class _Serving:
             log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             self.server.run(sockets=[listening])
         self.bar.close()
-        return 0 if self.engine.failure is None else 1
+        return self.exit_code
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
@@ -105,6 +106,7 @@ class _Serving:
         """Without its engine the server is of no use: its supervisor starts another."""
         self.bar.close()
         print(f"headrace: {reason}", file=sys.stderr)
+        self.exit_code = 1
         self.server.should_exit = True
 
 
