@@ -2,11 +2,16 @@
 
 import torch
 
-from model.kernels.reference import Kernels, Weight
+from model.kernels import cpu
+from model.kernels.reference import Kernels
 
-__all__ = ["Kernels", "Weight", "select"]
+__all__ = ["Kernels", "select"]
 
 
-def select(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The fastest kernels that run on `device`, computing in `dtype`."""
-    return Kernels(device, dtype)
+def select(device: torch.device, dtype: torch.dtype, activations: str = "int16") -> Kernels:
+    """The fastest kernels that run on `device`, computing in `dtype`.
+
+    `activations` ("int16" or "int8") is how the C++ kernels hold them against packed weights.
+    """
+    fast = cpu.load(activations) if device.type == "cpu" and dtype == torch.float32 else None
+    return fast or Kernels(device, dtype)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from model.quantization import PackedTensor
 
-Weight = Tensor | PackedTensor
+Weight = Tensor | PackedTensor  # a matrix as the checkpoint has it
+Prepared = object  # the same as a backend's products take it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Kernels:
         self.device = device
         self.dtype = dtype
 
-    def prepare(self, weight: Weight) -> Weight:
+    def prepare(self, weight: Weight) -> Prepared:
         """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""
         dense = weight.dequantize() if isinstance(weight, PackedTensor) else weight
         return dense.to(self.device, self.dtype)
@@ -69,12 +70,12 @@ class Kernels:
         """What `prepare` makes of a tensor of this shape; `dtype` is "F32", "F16", "BF16" or a packed format."""
         return math.prod(shape) * self.dtype.itemsize
 
-    def embed(self, ids_T: Tensor, weight: Weight) -> Tensor:
+    def embed(self, ids_T: Tensor, weight: Prepared) -> Tensor:
         """Rows `ids_T` (int64) of the prepared matrix [V, D] -> [T, D]."""
         assert isinstance(weight, Tensor)
         return weight[ids_T]
 
-    def linear(self, x_TD: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x_TD: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
         """x W^T + b with a prepared W [out, D] -> [T, out]."""
         assert isinstance(weight, Tensor)
         return F.linear(x_TD, weight, bias)

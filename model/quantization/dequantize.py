@@ -5,6 +5,7 @@ part of each format's meaning. Layouts: `ggml-common.h` and `ggml-quants.c` of g
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from model.quantization.formats import Format
 
 def dequantize_blocks(form: Format, blocks: Tensor) -> Tensor:
     """Expands `[n, block_bytes]` uint8 to `[n, block_size]` float32, on the device of `blocks`."""
-    return _EXPAND[form](blocks)
+    expand = _EXPAND.get(form)
+    return expand(blocks) if expand else split_groups(form, blocks).expand()
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
@@ -62,22 +64,39 @@ def _q8_0(blocks: Tensor) -> Tensor:
 # The K formats: a block of 256 weights is 8 or 16 groups, each with an integer scale under the block's float scale.
 
 
-def _q2_k(blocks: Tensor) -> Tensor:
+class Groups(NamedTuple):
+    """Weights are step * quants - low. Shapes: quants [n, groups, size], float32 integers; the others [n, groups]."""
+
+    quants: Tensor
+    step: Tensor
+    low: Tensor | None = None
+
+    def expand(self) -> Tensor:
+        weights = self.step[:, :, None] * self.quants
+        return (weights if self.low is None else weights - self.low[:, :, None]).flatten(1)
+
+
+def split_groups(form: Format, blocks: Tensor) -> Groups:
+    """The integers and scales of a K format's blocks `[n, block_bytes]`, as its expansion multiplies them."""
+    return _SPLIT[form](blocks)
+
+
+def _q2_k(blocks: Tensor) -> Groups:
     scales = blocks[:, :16]
     step = _half(blocks, 80) * (scales & 15).float()
     low = _half(blocks, 82) * (scales >> 4).float()
-    quants = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).float()
-    return (step[:, :, None] * quants - low[:, :, None]).flatten(1)
+    quants = _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16).float()
+    return Groups(quants, step, low)
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
+def _q3_k(blocks: Tensor) -> Groups:
     low = _fields(blocks[:, 96:104], 4).flatten(1)
     high = _fields(blocks[:, 104:108], 2).flatten(1)
     step = _half(blocks, 108) * ((low | high << 4).float() - 32)
-    two_bits = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    two_bits = _fields(blocks[:, 32:96].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
     third = _fields(blocks[:, :32], 1).reshape(-1, 16, 16)
     quants = (two_bits | third << 2).float() - 4  # a clear third bit is what subtracts 4
-    return (step[:, :, None] * quants).flatten(1)
+    return Groups(quants, step)
 
 
 def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,27 +107,27 @@ def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
+def _q4_k(blocks: Tensor) -> Groups:
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     step, low = _half(blocks, 0) * scales, _half(blocks, 2) * minima
-    quants = _fields(blocks[:, 16:].reshape(-1, 4, 32), 4).flatten(1, 2).float()
-    return (step[:, :, None] * quants - low[:, :, None]).flatten(1)
+    quants = _fields(blocks[:, 16:].unflatten(1, (4, 32)), 4).flatten(1, 2).float()
+    return Groups(quants, step, low)
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
+def _q5_k(blocks: Tensor) -> Groups:
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     step, low = _half(blocks, 0) * scales, _half(blocks, 2) * minima
-    nibbles = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4).flatten(1, 2)
+    nibbles = _fields(blocks[:, 48:].unflatten(1, (4, 32)), 4).flatten(1, 2)
     quants = (nibbles | _fields(blocks[:, 16:48], 1) << 4).float()
-    return (step[:, :, None] * quants - low[:, :, None]).flatten(1)
+    return Groups(quants, step, low)
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Groups:
     step = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    nibbles = _fields(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
-    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
+    nibbles = _fields(blocks[:, :128].unflatten(1, (2, 64)), 4).reshape(-1, 8, 32)
+    high = _fields(blocks[:, 128:192].unflatten(1, (2, 32)), 2).reshape(-1, 8, 32)
     quants = ((nibbles | high << 4).float() - 32).reshape(-1, 16, 16)
-    return (step[:, :, None] * quants).flatten(1)
+    return Groups(quants, step)
 
 
 _EXPAND: dict[Format, Callable[[Tensor], Tensor]] = {
@@ -117,6 +136,8 @@ _EXPAND: dict[Format, Callable[[Tensor], Tensor]] = {
     Format.Q5_0: _q5_0,
     Format.Q5_1: _q5_1,
     Format.Q8_0: _q8_0,
+}
+_SPLIT: dict[Format, Callable[[Tensor], Groups]] = {
     Format.Q2_K: _q2_k,
     Format.Q3_K: _q3_k,
     Format.Q4_K: _q4_k,

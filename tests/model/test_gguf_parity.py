@@ -272,7 +272,7 @@ def test_packed_tensors_are_what_they_dequantise_to(
     as_stored(model, form)
     after = theirs(model, sequences)
     assert float((after[0] - before).abs().max()) > 1e-2, "packing changed nothing"
-    agree(load(path), after)
+    agree(load(path), after, 2e-3)  # against packed matrices, activations have 16 bits per 32 values
 
 
 def as_stored(model: hf.PreTrainedModel, form: Callable[[str], Type]) -> None:

@@ -1,0 +1,158 @@
+// What eight numbers at a time can do: GCC vector extensions, plus the few instructions they cannot express.
+//
+// Every source that includes this is compiled once per instruction-set level, each in its own namespace
+// (HEADRACE_LEVEL), and nothing here may have external linkage: a function compiled for AVX-512 must never be the copy
+// that the linker keeps for an older CPU. Hence also no containers or algorithms of the standard library.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")  // arrays indexed by the loop then live in registers
+
+namespace headrace::HEADRACE_LEVEL {
+
+constexpr int kLanes = 8;  // also on AVX-512: the 256-bit forms of its instructions lose nothing on Zen 4
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+struct Half { uint16_t bits; };   // IEEE binary16
+struct Brain { uint16_t bits; };  // bfloat16
+
+INLINE Floats splat(float value) { return Floats{} + value; }
+INLINE Ints splat(int32_t value) { return Ints{} + value; }
+INLINE Ints lanes() { return Ints{0, 1, 2, 3, 4, 5, 6, 7}; }
+INLINE Floats as_floats(Ints bits) { return (Floats)bits; }
+INLINE Ints as_bits(Floats value) { return (Ints)value; }
+INLINE Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
+
+INLINE Floats load(const float* from) {
+    Floats value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+INLINE Ints load_bits(const void* from) {
+    Ints value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+INLINE void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
+
+// Makes gcc compute a sum of products here. It would move loads forward and additions back until it runs out of
+// registers: with separate additions the sum itself must be pinned, with fused ones pinning the loads is faster.
+INLINE void settle([[maybe_unused]] Ints& sum) {
+#if defined(__AVX512VNNI__)
+    asm volatile("" ::: "memory");
+#elif defined(__AVX2__)
+    asm volatile("" : "+x"(sum));
+#endif
+}
+
+// The first `count` of eight floats; the others read as zero and are not written.
+INLINE Floats load_first(const float* from, int64_t count) {
+    Floats value{};
+    memcpy(&value, from, count * sizeof(float));
+    return value;
+}
+INLINE void store_first(float* to, Floats value, int64_t count) { memcpy(to, &value, count * sizeof(float)); }
+
+INLINE Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+INLINE Floats max(Floats a, Floats b) { return a > b ? a : b; }
+INLINE Floats min(Floats a, Floats b) { return a < b ? a : b; }
+INLINE Floats abs(Floats a) { return as_floats(as_bits(a) & 0x7fffffff); }
+
+INLINE Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;  // a software fma costs a hundred times more
+#endif
+}
+
+// Sums and maxima over lanes: always the same tree, so a row's result does not depend on what surrounds it.
+INLINE float sum(Floats v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+INLINE float max_lane(Floats v) {
+    float most = v[0];
+    for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+    return most;
+}
+INLINE int32_t sum(Ints v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// The nearest integer (ties to even) of |x| < 2^22, by the addition that leaves it in the low bits of the mantissa.
+INLINE Ints round_to_ints(Floats x) {
+    const Floats shift = splat(12582912.0f);  // 1.5 * 2^23
+    return as_bits(x + shift) - as_bits(shift);
+}
+
+// acc + w0 a0 + w1 a1 in each lane, where a lane holds two int16.
+INLINE Ints dot2(Ints acc, Ints w, Ints a) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (Ints)_mm256_dpwssd_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
+#elif defined(__AVX2__)
+    return acc + (Ints)_mm256_madd_epi16((__m256i)w, (__m256i)a);
+#else
+    return acc + (w << 16 >> 16) * (a << 16 >> 16) + (w >> 16) * (a >> 16);
+#endif
+}
+
+// Sums of four products in each lane, where a lane of w holds four nibbles in bytes and one of a four int8. Up to eight
+// may be added up before `quads_total`: the 16-bit halves of AVX2's sums then stay below 8 * 2 * 15 * 127 = 30480.
+INLINE Ints quads_add(Ints acc, Ints w, Ints a) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (Ints)_mm256_dpbusd_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+#else
+    for (int byte = 0; byte < 32; byte += 8) acc += (w << (24 - byte) >> 24) * (a << (24 - byte) >> 24);
+    return acc;
+#endif
+}
+INLINE Ints quads_total(Ints acc) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+    return (Ints)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1));
+#else
+    return acc;
+#endif
+}
+
+// Eight numbers to and from the 16-bit formats, rounding to nearest even.
+INLINE Floats load(const Half* from) {
+#if defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    _Float16 half[kLanes];
+    memcpy(half, from, sizeof half);
+    Floats value;
+    for (int i = 0; i < kLanes; ++i) value[i] = (float)half[i];
+    return value;
+#endif
+}
+INLINE void store(Half* to, Floats value) {
+#if defined(__F16C__)
+    _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+#else
+    _Float16 half[kLanes];
+    for (int i = 0; i < kLanes; ++i) half[i] = (_Float16)value[i];
+    memcpy(to, half, sizeof half);
+#endif
+}
+INLINE void store_one(float* to, float value) { *to = value; }
+INLINE void store_one(Half* to, float value) {
+#if defined(__F16C__)
+    to->bits = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const _Float16 half = (_Float16)value;
+    memcpy(to, &half, sizeof half);
+#endif
+}
+INLINE Floats load(const Brain* from) {
+    typedef uint16_t Words __attribute__((vector_size(16)));
+    Words words;
+    memcpy(&words, &from->bits, sizeof words);
+    return as_floats(__builtin_convertvector(words, Ints) << 16);
+}
+
+}  // namespace headrace::HEADRACE_LEVEL
