@@ -145,7 +145,7 @@ class _Fetch:
                     process.wait(POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    done = _bytes_below(self.scratch)
+                    done = _bytes_below(self.scratch / "tmp")
                     self.report(stage, min(done, total) if total else done, total)
         finally:
             if process.poll() is None:

@@ -1,7 +1,9 @@
 """What the checkpoint tests share: texts that tokenizers disagree on, and small GGUF files."""
 
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,40 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+class Request(BaseHTTPRequestHandler):
+    """A GET or HEAD request that `serve` got."""
+
+    def reply(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.begin(len(data), status, **headers)
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def begin(self, length: int, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(length), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[Any], None]], str]]:
+    """Answers on loopback with a function from `Request`; gives the address."""
+    servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(answer: Callable[[Any], None]) -> str:
+        handler = type("Handler", (Request,), {"do_GET": answer, "do_HEAD": answer})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()

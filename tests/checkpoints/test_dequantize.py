@@ -87,8 +87,8 @@ def test_stacked_experts_split_into_views() -> None:
     assert experts[1].data.data_ptr() == packed.data[4].data_ptr()
 
 
-def test_an_embedding_of_28_million_weights_expands_within_two_seconds() -> None:
+def test_an_embedding_of_28_million_weights_expands_within_two_seconds_of_processor_time() -> None:
     packed = PackedTensor(Format.Q4_1, (49152, 576), torch.zeros(49152, Format.Q4_1.row_bytes(576), dtype=torch.uint8))
-    started = time.monotonic()
+    started = time.process_time()
     packed.dequantize()
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
