@@ -22,6 +22,8 @@ def choose(logits_V: Tensor, chunk: Chunk) -> Sample | str:
     if not bool(torch.isfinite(logits_V).all()):
         return "the model computed logits that are not finite"
     adjusted_V = _adjust(logits_V, chunk, sampling)
+    if adjusted_V is not logits_V and bool(torch.isneginf(adjusted_V).all()):
+        return "every token would end the output, which min_tokens forbids"
     if sampling.temperature == GREEDY:
         token = int(torch.argmax(adjusted_V))
     else:
@@ -116,7 +118,8 @@ def _logprobs(logits_V: Tensor, token: int, top: int) -> Logprobs:
     logprobs_V = torch.log_softmax(logits_V, dim=-1)
     best: list[int] = []
     if top:
-        best = _likeliest(torch.arange(len(logprobs_V), device=logprobs_V.device), logprobs_V, top).tolist()
+        count = min(top, len(logprobs_V))
+        best = _likeliest(torch.arange(len(logprobs_V), device=logprobs_V.device), logprobs_V, count).tolist()
     entries = [(token_id, float(logprobs_V[token_id])) for token_id in best]
     entries.sort(key=lambda entry: (-entry[1], entry[0]))
     return Logprobs(chosen=float(logprobs_V[token]), top=entries)

@@ -60,7 +60,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> np.ndarray:
         Sampling(temperature=1.0, top_p=0.9, min_p=0.2),
         Sampling(temperature=1.0, top_k=6, top_p=0.95, min_p=0.3),
     ],
-    ids=lambda sampling: "T{0.temperature} k{0.top_k} p{0.top_p} min{0.min_p}".format(sampling),
+    ids=lambda sampling: f"T{sampling.temperature} k{sampling.top_k} p{sampling.top_p} min{sampling.min_p}",
 )
 def test_draws_follow_the_known_distribution(sampling: Sampling, uniforms: Tensor) -> None:
     """`choose` is slow in a loop: some of its draws prove a form for many at once, whose draws are then counted."""
