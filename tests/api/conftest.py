@@ -3,10 +3,11 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -87,6 +88,11 @@ class FakeEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[], bool], Future[None]]] = []
 
+    def forget(self) -> None:
+        self.orders.clear()
+        self.streams.clear()
+        self.cancelled.clear()
+
     async def start(self) -> None:
         self.loop = asyncio.get_running_loop()
 
@@ -126,9 +132,11 @@ class FakeEngine:
 
     def say(self, place: int, text: str, finish: str | None = None, error: str | None = None) -> None:
         """From any thread: sequence `place` goes on by `text`, in one step."""
-        stream, tokens = self.streams[place], list(text.encode())
-        news = Delta(stream.id, tokens, None, finish, 0, error)
-        self.loop.call_soon_threadsafe(stream.put, news)
+        self.loop.call_soon_threadsafe(self.put, place, text, finish, error)
+
+    def put(self, place: int, text: str, finish: str | None = None, error: str | None = None) -> None:
+        stream = self.streams[place]
+        stream.put(Delta(stream.id, list(text.encode()), None, finish, 0, error))
 
     def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 5.0) -> None:
         """From any thread: until an order or a cancellation makes it true."""
@@ -163,14 +171,26 @@ class Served:
     metrics: Metrics
     app: FastAPI
     http: httpx.Client
+    _before: dict[str, float] = field(default_factory=dict)
 
-    def value(self, series: str) -> float:
-        """The value of a series as /metrics prints it, labels included."""
-        for line in self.http.get("/metrics").text.splitlines():
-            name, _, value = line.rpartition(" ")
-            if name == series:
-                return float(value)
-        return 0.0
+    def start_anew(self) -> None:
+        """Forgets what earlier tests left in counters and in the engine."""
+        self.engine.forget()
+        self._before.clear()
+        self._before.update(self._series())
+
+    def gained(self, series: str) -> float:
+        """By how much a series has grown, named as /metrics prints it, labels included."""
+        return self._series().get(series, 0.0) - self._before.get(series, 0.0)
+
+    def wait_for(self, series: str, gain: float) -> None:
+        deadline = time.monotonic() + 5
+        while self.gained(series) != gain:
+            assert time.monotonic() < deadline, f"{series} has gained {self.gained(series)}, not {gain}"
+
+    def _series(self) -> dict[str, float]:
+        lines = (line.rpartition(" ") for line in self.http.get("/metrics").text.splitlines() if line[0] != "#")
+        return {name: float(value) for name, _, value in lines}
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=5)
@@ -218,6 +238,13 @@ def own_server() -> Iterator[Served]:
     """For tests that look at counters or change what the engine does."""
     with serving() as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def start_server() -> Iterator[Callable[..., Served]]:
+    """For servers that the tests of a file share."""
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(serving(*args, **options))
 
 
 @pytest.fixture
