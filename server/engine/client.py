@@ -146,7 +146,7 @@ class EngineClient:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reading
         await _end(self._process)
-        self._fail(self.failure)
+        self._end_streams(self.failure)
 
     @property
     def pid(self) -> int | None:
@@ -194,7 +194,8 @@ class EngineClient:
             while True:
                 self._hear(decoder.decode(await read_frame(reader)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._fail(self.failure or _GONE)
+            self._end_streams(self.failure or _GONE)
+            self._listener.on_failure(self.failure or _GONE)
 
     def _hear(self, message: FromEngine) -> None:
         match message:
@@ -228,14 +229,12 @@ class EngineClient:
                 del self._streams[delta.id]
                 self._listener.on_end(stream.life.stages())
 
-    def _fail(self, reason: str) -> None:
-        is_news = self.failure != _STOPPING
+    def _end_streams(self, reason: str) -> None:
+        """Nothing more will come: whoever still waits is told so."""
         self.failure = reason
         streams, self._streams = self._streams, {}
         for id, stream in streams.items():
             stream.put(Delta(id, [], None, "error", 0, "the engine is gone"))
-        if is_news:
-            self._listener.on_failure(reason)
 
 
 async def _end(process: Process) -> None:
