@@ -85,7 +85,7 @@ def _q2_k(blocks: Tensor) -> Groups:
     scales = blocks[:, :16]
     step = _half(blocks, 80) * (scales & 15).float()
     low = _half(blocks, 82) * (scales >> 4).float()
-    quants = _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16).float()
+    quants = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).float()
     return Groups(quants, step, low)
 
 
@@ -93,7 +93,7 @@ def _q3_k(blocks: Tensor) -> Groups:
     low = _fields(blocks[:, 96:104], 4).flatten(1)
     high = _fields(blocks[:, 104:108], 2).flatten(1)
     step = _half(blocks, 108) * ((low | high << 4).float() - 32)
-    two_bits = _fields(blocks[:, 32:96].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
+    two_bits = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     third = _fields(blocks[:, :32], 1).reshape(-1, 16, 16)
     quants = (two_bits | third << 2).float() - 4  # a clear third bit is what subtracts 4
     return Groups(quants, step)
@@ -110,22 +110,22 @@ def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
 def _q4_k(blocks: Tensor) -> Groups:
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     step, low = _half(blocks, 0) * scales, _half(blocks, 2) * minima
-    quants = _fields(blocks[:, 16:].unflatten(1, (4, 32)), 4).flatten(1, 2).float()
+    quants = _fields(blocks[:, 16:].reshape(-1, 4, 32), 4).flatten(1, 2).float()
     return Groups(quants, step, low)
 
 
 def _q5_k(blocks: Tensor) -> Groups:
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     step, low = _half(blocks, 0) * scales, _half(blocks, 2) * minima
-    nibbles = _fields(blocks[:, 48:].unflatten(1, (4, 32)), 4).flatten(1, 2)
+    nibbles = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4).flatten(1, 2)
     quants = (nibbles | _fields(blocks[:, 16:48], 1) << 4).float()
     return Groups(quants, step, low)
 
 
 def _q6_k(blocks: Tensor) -> Groups:
     step = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    nibbles = _fields(blocks[:, :128].unflatten(1, (2, 64)), 4).reshape(-1, 8, 32)
-    high = _fields(blocks[:, 128:192].unflatten(1, (2, 32)), 2).reshape(-1, 8, 32)
+    nibbles = _fields(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
     quants = ((nibbles | high << 4).float() - 32).reshape(-1, 16, 16)
     return Groups(quants, step)
 

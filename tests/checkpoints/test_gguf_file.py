@@ -85,9 +85,9 @@ def test_writing_to_a_tensor_leaves_the_file_alone(write_gguf: Write) -> None:
 def test_a_vocabulary_of_49_thousand_is_read_within_a_third_of_a_second_of_processor_time(write_gguf: Write) -> None:
     tokens = [f"token{i}" for i in range(49152)]
     path = write_gguf({"tokens": tokens, "merges": [f"a{i} b{i}" for i in range(48900)], "types": [1] * 49152})
-    started = time.process_time()
+    started = time.thread_time()
     header = read_header(path)
-    assert time.process_time() - started < 0.3
+    assert time.thread_time() - started < 0.3
     assert header.metadata["tokens"] == tokens
 
 
