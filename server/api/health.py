@@ -1,7 +1,5 @@
 """What operators and their machines ask: is it alive, is it ready, how is it doing."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
 from server.api.answers import json_response
@@ -49,7 +47,9 @@ async def ready(request: Request) -> Response:
 
 def _not_yet(error: HeadraceError, service: Service) -> Response:
     """Answered here and not raised: a probe that waits is no rejected request."""
-    answer: dict[str, Any] = {**error.body(), "status": error.code, "progress": service.engine.progress}
+    progress = service.engine.progress
+    how_far = progress and {key: getattr(progress, key) for key in ("stage", "done", "total", "unit")}
+    answer = {**error.body(), "status": error.code, "progress": how_far}
     return Response(to_json(answer), error.status, error.headers, "application/json")
 
 
