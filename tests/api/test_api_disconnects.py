@@ -1,8 +1,10 @@
 """Clients that leave: over raw sockets, streaming or not, queued, in prefill or decoding."""
 
+import asyncio
 import json
 import socket
 import struct
+from concurrent.futures import Future
 
 import pytest
 
@@ -158,3 +160,23 @@ def test_what_is_ready_in_one_step_is_sent_as_one_body_chunk(held):
     assert b"text/event-stream" in head
     size, _, rest = body.partition(b"\r\n")
     assert rest[: int(size, 16)].count(b"data: ") == 4
+
+
+def test_a_client_that_leaves_while_its_prompt_is_read_stops_the_reading(talking, monkeypatch):
+    reading, stopped = Future(), Future()
+
+    async def read_for_ever(prompt: str) -> list[int]:
+        reading.set_result(prompt)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set_result(True)
+
+    talking.http.get("/v1/models")  # loads the text tools
+    monkeypatch.setattr(talking.app.state.service._model.tools.prompts, "text", read_for_ever)
+    connection = talking.send("/v1/completions", b'{"prompt": "Hi"}')
+    assert reading.result(5) == "Hi"
+    connection.close()
+    assert stopped.result(5)
+    talking.wait_for(DISCONNECTS, 1)
+    assert talking.engine.orders == []
