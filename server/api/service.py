@@ -2,13 +2,13 @@
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from fastapi import Request
 
+from server.api.sse import wall_time
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
@@ -53,7 +53,7 @@ class Service:
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
     draining: bool = False  # set it to take nothing new
-    created: int = field(default_factory=lambda: int(time.time()))
+    created: int = field(default_factory=wall_time)
     _model: ServedModel | None = None
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -34,6 +34,11 @@ def event(payload: Any) -> bytes:
     return b"data: " + to_json(payload) + b"\n\n"
 
 
+def wall_time() -> int:
+    """Seconds since 1970, for `created` fields only: durations are measured by the monotonic clock."""
+    return int(time.time())
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """The fields that every chunk and the whole of an answer share; their order is that of the JSON."""
@@ -46,7 +51,7 @@ class Envelope:
 
     @classmethod
     def new(cls, prefix: str, kind: str, model: str, fingerprint: str) -> Self:
-        return cls(f"{prefix}-{secrets.token_hex(12)}", kind, int(time.time()), model, fingerprint)
+        return cls(f"{prefix}-{secrets.token_hex(12)}", kind, wall_time(), model, fingerprint)
 
     def around(self, choices: list[Any], usage: Usage) -> dict[str, Any]:
         return {**asdict(self), "choices": choices, "usage": usage_fields(usage)}
