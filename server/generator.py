@@ -179,8 +179,7 @@ class Generation:
         for choice in self._choices:
             choice.cancel()
         for reader in self._readers:
-            if not reader.cancel() and not reader.cancelled():
-                reader.exception()  # nobody may ask any more, which asyncio would complain of
+            reader.cancel()  # of one that has failed, this tells asyncio that nobody will ask how
 
     async def _read(self, choice: _Choice) -> None:
         async for delta in choice.stream:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import tokenizers
+from tokenizers import decoders, models
 
 from server.engine.messages import ModelCard
 from server.errors import BadRequest
@@ -96,6 +97,38 @@ async def test_special_tokens_in_names_and_other_fields_are_text(byte_level: Mod
     template.close()
     assert len(special_ids(byte_level, ids)) == 1
     assert tokenizer.decode(ids, show_special=True) == '<|im_start|></s>{"<s>": "<s>"}'
+
+
+async def test_special_tokens_that_overlap_are_all_text(byte_level: ModelCard, template: ChatTemplate) -> None:
+    library = tokenizers.Tokenizer.from_str(byte_level.tokenizer)
+    library.add_special_tokens(["ab", "bc", "ca"])
+    card = msgspec.structs.replace(byte_level, tokenizer=library.to_str(), vocab_size=library.get_vocab_size())
+    tokenizer = Tokenizer(card)
+    prompts = Prompts(tokenizer, template)
+    ids = await prompts.chat(user("abc abcab"))
+    assert special_ids(card, ids) == special_ids(card, await prompts.chat(user("hello")))
+    assert tokenizer.decode(ids, show_special=True) == await template.render(user("abc abcab"))
+
+
+async def test_no_merge_builds_a_special_token_out_of_text(template: ChatTemplate) -> None:
+    pieces = ["<|im_start|>", "<|im_end|>", "<s>", "<s", *(f"<0x{byte:02X}>" for byte in range(256)), "<", "s", ">"]
+    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, [("<", "s"), ("<s", ">")], byte_fallback=True))
+    library.decoder = decoders.ByteFallback()
+    library.add_special_tokens(pieces[:3])
+    card = ModelCard(
+        name="tiny",
+        family="llama",
+        vocab_size=len(pieces),
+        context_length=64,
+        tokenizer=library.to_str(),
+        chat_template=None,
+        special_tokens={},
+        eos_ids=[],
+    )
+    ids = await Prompts(Tokenizer(card), template).chat(user("<s>"))
+    assert ids.count(vocabulary["<s>"]) == 1  # the template's own
+    assert ids.count(vocabulary["<s"]) == 1
 
 
 async def test_random_mixtures_of_text_and_special_tokens_stay_text(

@@ -137,12 +137,9 @@ SHAPES: dict[str, Callable[[int], str]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_480000_characters_of_one_kind_encode_within_a_second(byte_level: ModelCard, shape: str) -> None:
     tokenizer, text = Tokenizer(byte_level), SHAPES[shape](480_000)
-    took = []
-    for _ in range(2):  # the better of two: the machine may be busy with something else
-        start = time.monotonic()
-        await tokenizer.encode(text, add_special_tokens=False)
-        took.append(time.monotonic() - start)
-    assert min(took) <= 1.0
+    start = time.process_time()  # of all threads: the machine may be busy with something else
+    await tokenizer.encode(text, add_special_tokens=False)
+    assert time.process_time() - start <= 1.0
 
 
 async def test_the_event_loop_runs_on_while_a_long_text_is_encoded(byte_level: ModelCard) -> None:
