@@ -226,6 +226,11 @@ def serving(engine: FakeEngine | None = None, **options: Any) -> Iterator[Served
             thread.join()
 
 
+@pytest.fixture
+def stats() -> Stats:
+    return STATS
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
     """Shared by tests that leave no trace in it."""

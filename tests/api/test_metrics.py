@@ -8,7 +8,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.engine.messages import Ready
 from server.generator import Piece, Usage
 from server.metrics import VLLM_NAMES, Metrics
-from tests.api.conftest import STATS
 
 UNITS = ("seconds", "tokens", "ratio", "info", "blocks", "running", "waiting")
 READY = Ready(device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="")
@@ -60,8 +59,8 @@ def test_latency_buckets_begin_at_a_millisecond(metrics):
             assert edges == sorted(edges)
 
 
-def test_vllms_names_say_the_same_as_ours(metrics):
-    metrics.step(STATS)
+def test_vllms_names_say_the_same_as_ours(metrics, stats):
+    metrics.step(stats)
     shown = families(metrics)
     for ours, theirs in VLLM_NAMES.items():
         mine = [(sample.name.removeprefix(ours), sample.value) for sample in shown[ours].samples]
@@ -80,8 +79,8 @@ def test_vllms_names_can_be_left_out():
     assert b"vllm:" not in metrics.render()
 
 
-def test_a_step_shows_the_engines_state(metrics):
-    metrics.step(STATS)
+def test_a_step_shows_the_engines_state(metrics, stats):
+    metrics.step(stats)
     assert {state: value(metrics, "headrace_kv_blocks", state=state) for state in ("free", "cached", "used")} == {
         "free": 5,
         "cached": 2,
