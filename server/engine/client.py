@@ -218,7 +218,8 @@ class EngineClient:
         now = time.monotonic()
         for id in step.started:
             if id in self._streams:
-                self._streams[id].life.started = now
+                life = self._streams[id].life
+                life.started = max(life.submitted, now - step.stats.step_seconds)  # the news come at the step's end
         for delta in step.deltas:
             stream = self._streams.get(delta.id)
             if stream is None:
