@@ -1,0 +1,198 @@
+"""A whole step runs with CUDA tensors in bf16 on a machine without a GPU, and fails where devices are mixed.
+
+Fake tensors have shapes, types and devices but no values. Values are needed to choose a token and to tell which experts
+were chosen, so these two are walked up to there.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from model.batch import Batch, Chunk, Sample, Sampling
+from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope, YarnScaling
+from model.experts import MixtureOfExperts
+from model.inputs import Inputs, pack
+from model.kernels import Kernels
+from model.kv_cache import KVCache
+from model.quantization import Format, PackedTensor
+from model.runner import Runner
+from model.sampling import _adjust, _weights
+from model.transformer import Transformer
+
+CUDA = torch.device("cuda", 0)
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    hidden_dim=96,
+    context_length=64,
+)
+GEMMA = replace(
+    LLAMA,
+    family="gemma",
+    norm_place=NormPlace.SANDWICH,
+    norm_offset=1.0,
+    windows=(9, None),
+    local_rope=Rope(500.0),
+    attention_softcap=2.0,
+    logits_softcap=9.0,
+    embedding_scale=8.0,
+    tied_head=True,
+)
+GPT2 = replace(LLAMA, family="gpt2", norm=Norm.LAYER, gated=False, positions=Positions.LEARNED, num_kv_heads=4)
+PAPER = replace(GPT2, family="paper", positions=Positions.SINUSOIDAL, norm_place=NormPlace.POST)
+YARN = replace(LLAMA, family="yarn", rope=Rope(10000.0, YarnScaling(4.0, 16)))
+EVERYTHING = Sampling(
+    repetition_penalty=1.1,
+    presence_penalty=0.5,
+    frequency_penalty=0.5,
+    logit_bias={3: 1.0},
+    min_tokens=9,
+    ending_ids=(1, 2),
+)
+PREFILL = Chunk(list(range(20)), 0, 20, [2, 0], 20, EVERYTHING)
+DECODE = Chunk(list(range(35)), 34, 35, [1, 3, 4], 30, EVERYTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class AllWeights:
+    """A checkpoint on the CPU that holds whatever is asked for: biases, query norms and rope divisors too."""
+
+    is_packed: bool = False
+
+    def below(self, name: str) -> "AllWeights":
+        return self
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | PackedTensor:
+        if not self.is_packed:
+            return torch.empty(shape)
+        data = torch.empty(shape[0], Format.Q8_0.row_bytes(shape[1]), dtype=torch.uint8)
+        return PackedTensor(Format.Q8_0, shape, data)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return torch.empty(size)
+
+
+class WithoutDriver(TorchFunctionMode):
+    """Some of Tensor's methods ask for the device's driver, which torch for the CPU lacks: a fake CPU does these."""
+
+    methods = (Tensor.__getitem__, Tensor.__setitem__, Tensor.contiguous)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.methods:
+            return func(*args, **(kwargs or {}))
+        devices = {leaf.device for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()}
+        if len(devices) > 1:
+            raise RuntimeError(f"{func.__name__} found two different devices {devices}")
+        result = func(*tree_map_only(Tensor, lambda tensor: tensor.to("cpu"), args))
+        return None if result is None else result.to(args[0].device)
+
+
+@pytest.fixture(autouse=True)
+def fake_tensors() -> Iterator[None]:
+    with FakeTensorMode(), WithoutDriver():
+        yield
+
+
+def transformer(config: ModelConfig, is_packed: bool = False) -> Transformer:
+    return Transformer(config, AllWeights(is_packed), Kernels(CUDA, torch.bfloat16))  # type: ignore[arg-type]
+
+
+def cache(config: ModelConfig) -> KVCache:
+    return KVCache(config, 5, torch.bfloat16, CUDA)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GEMMA, GPT2, PAPER, YARN], ids=lambda config: config.family)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_step_stays_on_the_device(config: ModelConfig, is_packed: bool) -> None:
+    model = transformer(config, is_packed)
+    hidden = model(pack(Batch([PREFILL, DECODE]), CUDA), cache(config))
+    logits = model.logits(hidden)
+    assert (hidden.device, hidden.dtype, hidden.shape) == (CUDA, torch.bfloat16, (21, 64))
+    assert (logits.device, logits.dtype, logits.shape) == (CUDA, torch.float32, (21, 96))
+
+
+def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def choose(logits_V: Tensor, chunk: Chunk) -> Sample:
+        assert chunk.sampling is not None
+        adjusted = _adjust(logits_V, chunk, chunk.sampling)
+        seen.append(_weights(adjusted, chunk.sampling.temperature).cumsum(0))
+        return Sample(0)
+
+    monkeypatch.setattr("model.runner.choose", choose)
+    run = inspect.unwrap(Runner.run)  # in inference mode, torch.tensor would make no fake
+    run(Runner(transformer(LLAMA), cache(LLAMA)), Batch([PREFILL, replace(PREFILL, sampling=None), DECODE]))
+    assert [(weights.device, weights.shape) for weights in seen] == [(CUDA, (96,))] * 2
+
+
+def test_experts_stay_on_the_device() -> None:
+    experts = Experts(count=4, per_token=2, hidden_dim=32, normalize=True)
+    mixture = MixtureOfExperts(AllWeights(), experts, LLAMA, Kernels(CUDA, torch.bfloat16))  # type: ignore[arg-type]
+    x_TD = torch.empty(21, 64, device=CUDA, dtype=torch.bfloat16)
+    chosen, share = mixture._route(x_TD)
+    assert (chosen.device, share.device, share.dtype) == (CUDA, CUDA, torch.bfloat16)
+    assert all(expert(x_TD).device == CUDA for expert in mixture.experts)
+
+
+def norm_left_behind(model: Transformer, inputs: Inputs, cache: KVCache) -> Inputs:
+    assert model.norm is not None
+    model.norm.weight = model.norm.weight.to("cpu")
+    return inputs
+
+
+def bias_left_behind(model: Transformer, inputs: Inputs, cache: KVCache) -> Inputs:
+    projection = model.layers[1].attention.out
+    assert projection.bias is not None
+    projection.bias = projection.bias.to("cpu")
+    return inputs
+
+
+def cache_left_behind(model: Transformer, inputs: Inputs, cache: KVCache) -> Inputs:
+    cache.layers[1] = replace(cache.layers[1], values=cache.layers[1].values.to("cpu"))
+    return inputs
+
+
+def table_left_behind(model: Transformer, inputs: Inputs, cache: KVCache) -> Inputs:
+    spans = [replace(span, blocks=span.blocks.to("cpu")) for span in inputs.spans]
+    return replace(inputs, spans=spans)
+
+
+def left_behind(name: str) -> Callable[[Transformer, Inputs, KVCache], Inputs]:
+    return lambda model, inputs, cache: replace(inputs, **{name: getattr(inputs, name).to("cpu")})
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        left_behind("ids"),
+        left_behind("positions"),
+        left_behind("slots"),
+        table_left_behind,
+        norm_left_behind,
+        bias_left_behind,
+        cache_left_behind,
+    ],
+    ids=["ids", "positions", "slots", "block table", "norm", "bias", "cache"],
+)
+def test_a_tensor_left_on_the_cpu_fails(plant: Callable[[Transformer, Inputs, KVCache], Inputs]) -> None:
+    model, held = transformer(LLAMA), cache(LLAMA)
+    inputs = plant(model, pack(Batch([PREFILL, DECODE]), CUDA), held)
+    with pytest.raises(RuntimeError, match=r"found (two different|at least two) devices"):
+        model(inputs, held)
