@@ -40,8 +40,8 @@ INLINE void merge(Softmax& softmax, const Softmax& chunk, int64_t dim) {
 
 // One query head of one row, and the positions it sees.
 struct Query {
-    const float* q;
-    int64_t first, last;
+    const float* q = nullptr;
+    int64_t first = 0, last = 0;
 };
 
 // One group's keys and values of one sequence.
@@ -72,8 +72,10 @@ INLINE void score(const Context<T>& context, const Query* queries, int64_t chunk
     const AttentionArgs& args = context.args;
     for (int64_t position = from / 16 * 16; position < to; position += 16) {
         const T* keys = context.keys(position);
+        const T* next = context.keys(position + 16 < to ? position + 16 : from);
         Floats sums[Queries][2]{};
-        for (int64_t i = 0; i < args.head_dim; ++i, keys += args.block_size) {
+        for (int64_t i = 0; i < args.head_dim; ++i, keys += args.block_size, next += args.block_size) {
+            prefetch(next, 16 * sizeof(T));
             const Floats low = load(keys), high = load(keys + kLanes);
             UNROLL for (int n = 0; n < Queries; ++n) {
                 const Floats q = splat(queries[n].q[i]);
@@ -115,13 +117,17 @@ INLINE void weigh(const Context<T>& context, int64_t chunk, int64_t from, int64_
     for (int64_t position = from; position < to;) {
         const T* values = context.values(position) + dim;
         const int64_t block_end = (position / args.block_size + 1) * args.block_size;
-        for (const int64_t end = block_end < to ? block_end : to; position < end; ++position, values += args.head_dim) {
+        const T* next = context.values(block_end < to ? block_end : from) + dim;
+        for (const int64_t end = block_end < to ? block_end : to; position < end; ++position) {
+            prefetch(next, Vectors * kLanes * sizeof(T));
             Floats v[Vectors];
             UNROLL for (int i = 0; i < Vectors; ++i) v[i] = load(values + i * kLanes);
             UNROLL for (int n = 0; n < Queries; ++n) {
                 const Floats weight = splat(scores[n][position - chunk]);
                 UNROLL for (int i = 0; i < Vectors; ++i) sums[n][i] = fma(v[i], weight, sums[n][i]);
             }
+            values += args.head_dim;
+            next += args.head_dim;
         }
     }
     UNROLL for (int n = 0; n < Queries; ++n)
@@ -159,72 +165,74 @@ void attend_some(int queries, const Context<T>& context, const Query* query, int
         case 1: return attend<1>(context, query, chunk, softmax);
         case 2: return attend<2>(context, query, chunk, softmax);
         case 3: return attend<3>(context, query, chunk, softmax);
-        case 4: return attend<4>(context, query, chunk, softmax);
-        case 5: return attend<5>(context, query, chunk, softmax);
         default: return attend<6>(context, query, chunk, softmax);
     }
 }
 
-// Rows of one span against one group: what one thread does at a time.
+// How many of the queries that are left to take at once: a number that `attend_some` knows.
+INLINE int some_of(int64_t left) { return left >= 6 ? 6 : left >= 3 ? 3 : int(left); }
+
+// Some query heads of one span and one group, counted row by row: what one thread does at a time.
 struct Tile {
     const SpanArgs* span;
-    int64_t first_row, last_row, group;
+    int64_t first, last, group;
 };
 
 struct Tiling {
     const AttentionArgs& args;
-    int64_t rows_per_tile, count;
+    int64_t heads;  // of a group
+    int64_t count;
 
-    explicit Tiling(const AttentionArgs& args) : args(args) {
-        const int64_t heads = args.heads / args.groups;
-        rows_per_tile = heads < kTileQueries ? kTileQueries / heads : 1;
-        count = 0;
+    explicit Tiling(const AttentionArgs& args) : args(args), heads(args.heads / args.groups), count(0) {
         for (int64_t i = 0; i < args.num_spans; ++i) count += tiles_of(args.spans[i]);
     }
+    int64_t queries_of(const SpanArgs& span) const { return (span.last_row - span.first_row) * heads; }
     int64_t tiles_of(const SpanArgs& span) const {
-        return (span.last_row - span.first_row + rows_per_tile - 1) / rows_per_tile * args.groups;
+        return (queries_of(span) + kTileQueries - 1) / kTileQueries * args.groups;
     }
     Tile at(int64_t index) const {
         const SpanArgs* span = args.spans;
         for (; index >= tiles_of(*span); ++span) index -= tiles_of(*span);
-        const int64_t first = span->first_row + index / args.groups * rows_per_tile;
-        const int64_t last = first + rows_per_tile < span->last_row ? first + rows_per_tile : span->last_row;
-        return {span, first, last, index % args.groups};
+        const int64_t first = index / args.groups * kTileQueries, end = queries_of(*span);
+        return {span, first, first + kTileQueries < end ? first + kTileQueries : end, index % args.groups};
+    }
+    // Where query `n` of the tile's span reads, writes, and looks.
+    Query query(const Tile& tile, int64_t n, float** out) const {
+        const int64_t row = tile.span->first_row + n / heads, head = tile.group * heads + n % heads;
+        const int64_t last = tile.span->start + n / heads + 1;
+        *out = args.out + (row * args.heads + head) * args.head_dim;
+        const int64_t first = args.window && last > args.window ? last - args.window : 0;
+        return {args.q + row * args.q_stride + head * args.head_dim, first, last};
     }
 };
 
 template <class T>
-void attend_tile(const AttentionArgs& args, const Tile& tile) {
-    const int64_t heads = args.heads / args.groups, count = (tile.last_row - tile.first_row) * heads;
+void attend_tile(const Tiling& tiling, const Tile& tile) {
+    const AttentionArgs& args = tiling.args;
     const Context<T> context{args, tile.span->blocks, tile.group};
+    const int64_t count = tile.last - tile.first;
+    Query queries[kTileQueries];
+    Softmax softmax[kTileQueries];
+    for (int64_t n = 0; n < count; ++n) queries[n] = tiling.query(tile, tile.first + n, &softmax[n].values);
+
     alignas(32) float chunk_values[kMostQueries][kMaxHeadDim];
-    for (int64_t done = 0; done < count; done += kMostQueries) {
-        const int some = int(count - done < kMostQueries ? count - done : kMostQueries);
-        Query queries[kMostQueries];
-        Softmax softmax[kMostQueries];
-        for (int n = 0; n < some; ++n) {
-            const int64_t row = tile.first_row + (done + n) / heads, head = tile.group * heads + (done + n) % heads;
-            const int64_t last = tile.span->start + row - tile.span->first_row + 1;
-            const int64_t first = args.window && last > args.window ? last - args.window : 0;
-            queries[n] = {args.q + row * args.q_stride + head * args.head_dim, first, last};
-            softmax[n].values = args.out + (row * args.heads + head) * args.head_dim;
-        }
-        for (int64_t chunk = queries[0].first / kChunk * kChunk; chunk < queries[some - 1].last; chunk += kChunk) {
+    for (int64_t chunk = queries[0].first / kChunk * kChunk; chunk < queries[count - 1].last; chunk += kChunk)
+        for (int64_t done = 0, some; done < count; done += some) {
+            some = some_of(count - done);
             Softmax found[kMostQueries];
             for (int n = 0; n < some; ++n) found[n].values = chunk_values[n];
-            attend_some(some, context, queries, chunk, found);
-            for (int n = 0; n < some; ++n) merge(softmax[n], found[n], args.head_dim);
+            attend_some(int(some), context, queries + done, chunk, found);
+            for (int n = 0; n < some; ++n) merge(softmax[done + n], found[n], args.head_dim);
         }
-        for (int n = 0; n < some; ++n)
-            for (int64_t i = 0; i < args.head_dim; i += kLanes)
-                store(softmax[n].values + i, load(softmax[n].values + i) / softmax[n].total);
-    }
+    for (int64_t n = 0; n < count; ++n)
+        for (int64_t i = 0; i < args.head_dim; i += kLanes)
+            store(softmax[n].values + i, load(softmax[n].values + i) / softmax[n].total);
 }
 
 template <class T>
 void attend_all(const AttentionArgs& args) {
     const Tiling tiling(args);
-    parallel(int(tiling.count), [&](int unit) { attend_tile<T>(args, tiling.at(unit)); });
+    parallel(int(tiling.count), [&](int unit) { attend_tile<T>(tiling, tiling.at(unit)); });
 }
 
 }  // namespace

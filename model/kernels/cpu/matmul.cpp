@@ -105,7 +105,10 @@ struct Product {
         Floats out[Rows][Panels]{};
         for (int64_t b = 0; b < blocks; ++b) {
             const B* block[Panels];
-            UNROLL for (int p = 0; p < Panels; ++p) block[p] = weights + p * blocks + b;
+            UNROLL for (int p = 0; p < Panels; ++p) {
+                block[p] = weights + p * blocks + b;
+                if (tile_index == 0) prefetch(block[p] + Panels * blocks, sizeof(B));
+            }
             UNROLL for (int group = 0; group < B::kGroups; ++group) {
                 Sums<Rows, Panels> sums;
                 add_group<B, Rows, Panels>(sums, block, a[b], group);

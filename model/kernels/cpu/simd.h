@@ -11,7 +11,11 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX2__)
 #define UNROLL _Pragma("GCC unroll 16")  // arrays indexed by the loop then live in registers
+#else
+#define UNROLL
+#endif
 
 namespace headrace::HEADRACE_LEVEL {
 
@@ -58,6 +62,11 @@ INLINE Floats load_first(const float* from, int64_t count) {
     return value;
 }
 INLINE void store_first(float* to, Floats value, int64_t count) { memcpy(to, &value, count * sizeof(float)); }
+
+// Asks for memory that will be read soon; what lies there may be anything, or nothing.
+INLINE void prefetch(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
 
 INLINE Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 INLINE Floats max(Floats a, Floats b) { return a > b ? a : b; }
