@@ -1,0 +1,144 @@
+"""The default model's greedy answers through HTTP, held against transformers on the same weights in fp32."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import httpx
+import pytest
+import torch
+from support import RunningServer, running_server
+from transformers import LlamaConfig, LlamaForCausalLM
+
+MAX_TOKENS = 64
+NEAR_TIE = 0.05  # of logits
+MAX_DIFFERENCES = 5
+
+TOPICS = [
+    "the sea", "bread", "prime numbers", "the French Revolution", "a lost cat",
+    "photosynthesis", "chess", "winter in Norway", "love", "the Moon",
+]  # fmt: skip
+TASKS = [
+    "What is the most important thing to know about {}?",
+    "Write a short poem about {}.",
+    "List five facts about {}:\n1.",
+    "Write a Python function that has to do with {}.",
+    "Explain {} to a child of five.",
+    "Translate into French: 'I often think of {}.'",
+    "Tell me a story about {} that begins on a Monday.",
+    "Q: Who discovered {}?\nA:",
+    "Give me a JSON object that describes {} with three keys.",
+    "Continue: 'She opened the old book on {} and read'",
+]
+PROMPTS = [task.format(topic) for task in TASKS for topic in TOPICS]
+
+
+@pytest.fixture(scope="module")
+def server(default_model: Path) -> Iterator[RunningServer]:
+    with running_server("--model", str(default_model)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def file(default_model: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(default_model)
+
+
+@pytest.fixture(scope="module")
+def reference(file: gguf.GGUFReader) -> LlamaForCausalLM:
+    """Built from what the gguf package reads and dequantises: nothing of ours has a hand in it."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(dict(weights(file)), strict=False)  # the tied head has no tensor of its own
+    return model.eval()
+
+
+NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def weights(file: gguf.GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
+    for tensor in file.tensors:
+        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
+        match tensor.name.split("."):
+            case ["token_embd", _]:
+                yield "model.embed_tokens.weight", values
+            case ["output_norm", _]:
+                yield "model.norm.weight", values
+            case ["blk", layer, name, _]:
+                if name in ("attn_q", "attn_k"):  # GGUF interleaves the two halves of each head's rows
+                    values = values.view(-1, 32, 2, 576).transpose(1, 2).reshape(-1, 576)
+                yield f"model.layers.{layer}.{NAMES[name]}.weight", values
+
+
+@pytest.fixture(scope="module")
+def ids_by_bytes(file: gguf.GGUFReader) -> dict[bytes, int]:
+    """The vocabulary is written in GPT-2's alphabet, where bytes that do not print stand for others, from 256 on."""
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    alphabet = {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    tokens = file.fields["tokenizer.ggml.tokens"].contents()
+    kinds = file.fields["tokenizer.ggml.token_type"].contents()
+    return {bytes(alphabet[char] for char in token): i for i, token in enumerate(tokens) if kinds[i] == 1}
+
+
+async def answer(client: httpx.AsyncClient, prompt: str) -> tuple[list[int], list[bytes]]:
+    """Token ids of the rendered prompt, and the bytes of each token of the greedy answer."""
+    messages = [{"role": "user", "content": prompt}]
+    asked = (await client.post("/tokenize", json={"messages": messages})).json()["tokens"]
+    fields = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, "logprobs": True}
+    choice = (await client.post("/v1/chat/completions", json=fields)).json()["choices"][0]
+    return asked, [bytes(token["bytes"]) for token in choice["logprobs"]["content"]]
+
+
+async def answers(url: str) -> list[tuple[list[int], list[bytes]]]:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=128)) as client:
+        return list(await asyncio.gather(*(answer(client, prompt) for prompt in PROMPTS)))
+
+
+@torch.inference_mode()
+def gaps(reference: LlamaForCausalLM, prompt: list[int], said: list[int]) -> torch.Tensor:
+    """For each token said: how far its logit lies below the best one, given all before it."""
+    logits = reference(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+    return logits.max(-1).values - logits[torch.arange(len(said)), said]
+
+
+def test_a_hundred_greedy_answers_are_those_of_transformers_but_for_near_ties(
+    server: RunningServer, reference: LlamaForCausalLM, ids_by_bytes: dict[bytes, int]
+) -> None:
+    differing = []
+    for prompt, pieces in asyncio.run(answers(server.url)):
+        assert pieces
+        gap = gaps(reference, prompt, [ids_by_bytes[piece] for piece in pieces])
+        if gap.max() > 0:
+            differing.append(float(gap[gap > 0][0]))
+            assert gap.max() <= NEAR_TIE
+    assert len(differing) < MAX_DIFFERENCES, differing
+
+
+def test_the_capital_of_france(server: RunningServer) -> None:
+    """8-bit activations lose this answer on this model."""
+    fields = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60).json()
+    assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
