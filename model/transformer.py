@@ -7,7 +7,7 @@ from model.config import ModelConfig, NormPlace, Positions, Rope
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs
 from model.kernels import Kernels
-from model.kernels.reference import Weight
+from model.kernels.reference import Prepared
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
 from model.linear import Linear
@@ -76,7 +76,7 @@ class Transformer:
             case Positions.ROTARY:
                 return x_TD
 
-    def _learned_positions(self, weights: Weights) -> Weight | None:
+    def _learned_positions(self, weights: Weights) -> Prepared | None:
         if self.config.positions is not Positions.LEARNED:
             return None
         matrix = weights.matrix("positions.weight", (self.config.context_length, self.config.dim))

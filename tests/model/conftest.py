@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from model.checkpoints import open_checkpoint
 from model.config import ModelConfig
 from model.families import describe
 from model.inputs import pack
-from model.kernels import Kernels
+from model.kernels import Kernels, select
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.transformer import Transformer
 from model.weights import Matrix, Names, Weights
@@ -87,15 +88,15 @@ def build() -> Callable[[ModelConfig, dict[str, Matrix], Names], Engine]:
 
 
 @pytest.fixture(scope="session")
-def load() -> Callable[[Path], Engine]:
-    """Our model from a file or folder, every tensor accounted for."""
+def load() -> Callable[..., Engine]:
+    """Our model from a file or folder, every tensor accounted for, on the reference kernels or others."""
 
-    def load(path: Path) -> Engine:
+    def load(path: Path, kernels: Kernels | None = None) -> Engine:
         checkpoint = open_checkpoint(path)
         tensors = dict(checkpoint.tensors())
         description = describe(checkpoint.kind, checkpoint.metadata, tensors.keys())
         weights = Weights(tensors, description.names)
-        transformer = Transformer(description.config, weights, Kernels(CPU, torch.float32))
+        transformer = Transformer(description.config, weights, kernels or Kernels(CPU, torch.float32))
         weights.finish(description.ignorable)
         return Engine(transformer, tensors, description.names)
 
@@ -161,3 +162,15 @@ def agree(sequences: list[list[int]]) -> Callable[..., None]:
                 assert error <= tolerance, f"{engine.config.family} with cuts {cuts} is off by {error}"
 
     return agree
+
+
+@pytest.fixture(scope="session")
+def parity(load: Any, theirs: Any, agree: Any, sequences: Any) -> Callable[..., None]:
+    """Asserts that our model of the file says what the model of transformers' says, also on the fastest kernels."""
+
+    def parity(path: Path, model: transformers.PreTrainedModel, fast_tolerance: float = 1e-4) -> None:
+        want = theirs(model, sequences)
+        agree(load(path), want)
+        agree(load(path, select(CPU, torch.float32)), want, fast_tolerance)
+
+    return parity

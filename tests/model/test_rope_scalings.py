@@ -60,11 +60,11 @@ def test_a_scaling_has_the_frequencies_of_transformers(scaling: str) -> None:
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_a_scaled_model_gives_the_logits_of_transformers(
-    scaling: str, tmp_path: Path, lively: Any, load: Any, theirs: Any, agree: Any, sequences: Any
+    scaling: str, tmp_path: Path, lively: Any, parity: Any
 ) -> None:
     model = lively(llama(4096, SCALINGS[scaling]))
     model.save_pretrained(tmp_path)
-    agree(load(tmp_path), theirs(model, sequences))
+    parity(tmp_path, model)
 
 
 def test_the_scalings_of_the_test_are_not_all_alike() -> None:
