@@ -84,9 +84,8 @@ def repeat(work: Callable[[], object], times: int) -> None:
 
 def attention_table(kernels: CpuKernels) -> None:
     """One layer of the default model: a decoded row, eight of them, and a chunk of prefill."""
-    print(
-        f"attention, {HEADS} heads on {GROUPS}, fp32 cache\n{'context':>8} {'1 row us':>9} {'8 x 1 us':>9} {'256 us':>9}"
-    )
+    print(f"attention, {HEADS} heads on {GROUPS}, fp32 cache")
+    print(f"{'context':>8} {'1 row us':>9} {'8 x 1 us':>9} {'256 us':>9}")
     shape = AttentionShape(HEAD_DIM**-0.5, None, None)
     for context in CONTEXTS:
         blocks = context // BLOCK

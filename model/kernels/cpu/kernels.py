@@ -1,7 +1,6 @@
 """The operations of the forward pass in C++, for fp32 on a CPU."""
 
-import ctypes
-from ctypes import byref
+from array import array
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class CpuKernels(Kernels):
         self.operations = operations
         self.precision = PRECISIONS[activations]
         self._spans: list[Span] = []
-        self._span_table: ctypes.Array[ctypes.Structure] = (library.SpanArgs * 0)()
+        self._span_table = array("q")
 
     def prepare(self, weight: Weight) -> Prepared:
         return pack(weight)
@@ -37,76 +36,72 @@ class CpuKernels(Kernels):
     def embed(self, ids_T: Tensor, weight: Prepared) -> Tensor:
         assert isinstance(weight, Panels)
         ids_T = ids_T.contiguous()
-        rows, columns = len(ids_T), weight.shape[1]
+        rows, columns = ids_T.shape[0], weight.shape[1]
         y = torch.empty(rows, columns)
-        args = library.EmbedArgs(ids_T.data_ptr(), weight.address, y.data_ptr(), rows, columns, weight.kind)
-        self.operations.embed(byref(args))
+        self.operations.embed(
+            library.embed_args(ids_T.data_ptr(), weight.address, y.data_ptr(), rows, columns, weight.kind)
+        )
         return y
 
     def linear(self, x_TD: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
         assert isinstance(weight, Panels)
         x_TD = x_TD.contiguous()
-        rows, (out, columns) = len(x_TD), weight.shape
-        assert x_TD.shape[1] == columns, "x does not fit the matrix"
+        rows, columns = x_TD.shape
+        out = weight.shape[0]
+        assert columns == weight.shape[1], "x does not fit the matrix"
         y = torch.empty(rows, out)
-        bias_at = None if bias is None else bias.data_ptr()
-        args = library.LinearArgs(
-            x_TD.data_ptr(), weight.address, bias_at, y.data_ptr(), rows, columns, out, weight.kind, self.precision
-        )
-        self.operations.linear(byref(args))
+        self.operations.linear(
+            library.linear_args(
+                x_TD.data_ptr(), weight.address, _address(bias), y.data_ptr(),
+                rows, columns, out, weight.kind, self.precision,
+            )
+        )  # fmt: skip
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        columns = x.shape[-1]
-        y = torch.empty_like(x)
-        args = library.NormArgs(x.data_ptr(), weight.data_ptr(), None, y.data_ptr(), x.numel() // columns, columns, eps)
-        self.operations.rms_norm(byref(args))
-        return y
+        return _normalize(self.operations.rms_norm, x, weight, None, eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        x = x.contiguous()
-        columns = x.shape[-1]
-        y = torch.empty_like(x)
-        bias_at = None if bias is None else bias.data_ptr()
-        args = library.NormArgs(
-            x.data_ptr(), weight.data_ptr(), bias_at, y.data_ptr(), x.numel() // columns, columns, eps
-        )
-        self.operations.layer_norm(byref(args))
-        return y
+        return _normalize(self.operations.layer_norm, x, weight, bias, eps)
 
     def rotate(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        x_THd = _adjacent(x_THd)
+        x_THd, cos_Td, sin_Td = _adjacent(x_THd), cos_Td.contiguous(), sin_Td.contiguous()
         rows, heads, head_dim = x_THd.shape
-        cos_Td, sin_Td = cos_Td.contiguous(), sin_Td.contiguous()
         y = torch.empty(rows, heads, head_dim)
-        args = library.RotateArgs(
-            x_THd.data_ptr(), cos_Td.data_ptr(), sin_Td.data_ptr(), y.data_ptr(), rows, heads, head_dim, x_THd.stride(0)
-        )
-        self.operations.rotate(byref(args))
+        self.operations.rotate(
+            library.rotate_args(
+                x_THd.data_ptr(), cos_Td.data_ptr(), sin_Td.data_ptr(), y.data_ptr(),
+                rows, heads, head_dim, x_THd.stride(0),
+            )
+        )  # fmt: skip
         return y
 
     def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
         k_TGd, v_TGd, slots_T = _adjacent(k_TGd), _adjacent(v_TGd), slots_T.contiguous()
         rows, groups, head_dim = k_TGd.shape
-        args = library.StoreArgs(
-            k_TGd.data_ptr(), v_TGd.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr(), slots_T.data_ptr(),
-            rows, groups, head_dim, cache.block_size, k_TGd.stride(0), v_TGd.stride(0), _is_half(cache),
+        keys, values = cache.keys, cache.values
+        self.operations.store(
+            library.store_args(
+                k_TGd.data_ptr(), v_TGd.data_ptr(), keys.data_ptr(), values.data_ptr(), slots_T.data_ptr(),
+                rows, groups, head_dim, keys.shape[3], k_TGd.stride(0), v_TGd.stride(0), keys.dtype is torch.float16,
+            )
         )  # fmt: skip
-        self.operations.store(byref(args))
 
     def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
         rows, heads, head_dim = q_THd.shape
-        if head_dim % 8 or head_dim > MAX_HEAD_DIM or cache.block_size % POSITIONS_AT_ONCE:
+        keys = cache.keys
+        _, groups, _, block_size = keys.shape
+        if head_dim % 8 or head_dim > MAX_HEAD_DIM or block_size % POSITIONS_AT_ONCE:
             return super().attention(q_THd, cache, spans, shape)
         q_THd = _adjacent(q_THd)
         out = torch.empty(rows, heads, head_dim)
-        args = library.AttentionArgs(
-            q_THd.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr(), out.data_ptr(), self._listed(spans),
-            len(spans), heads, cache.keys.shape[1], head_dim, cache.block_size, shape.window or 0, q_THd.stride(0),
-            _is_half(cache), shape.scale, shape.softcap or 0.0,
+        self.operations.attention(
+            library.attention_args(
+                q_THd.data_ptr(), keys.data_ptr(), cache.values.data_ptr(), out.data_ptr(), self._listed(spans),
+                len(spans), heads, groups, head_dim, block_size, shape.window or 0, q_THd.stride(0),
+                keys.dtype is torch.float16, shape.scale, shape.softcap or 0.0,
+            )
         )  # fmt: skip
-        self.operations.attention(byref(args))
         return out
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
@@ -118,27 +113,41 @@ class CpuKernels(Kernels):
 
     def _activate(self, x: Tensor, y: Tensor, activation: str, gated: bool) -> Tensor:
         columns = y.shape[-1]
-        args = library.ActivateArgs(
-            x.data_ptr(), y.data_ptr(), y.numel() // columns, columns, ACTIVATIONS[activation], gated
+        rows = y.numel() // columns
+        self.operations.activate(
+            library.activate_args(x.data_ptr(), y.data_ptr(), rows, columns, ACTIVATIONS[activation], gated)
         )
-        self.operations.activate(byref(args))
         return y
 
     def _listed(self, spans: list[Span]) -> int:
         """Where the spans lie for the kernels. All layers of a step get the same ones, so the last list is kept."""
         if len(self._spans) != len(spans) or any(a is not b for a, b in zip(self._spans, spans, strict=True)):
             self._spans = list(spans)
-            listed = [library.SpanArgs(s.blocks.data_ptr(), s.first_row, s.last_row, s.start) for s in spans]
-            self._span_table = (library.SpanArgs * len(spans))(*listed)
-        return ctypes.addressof(self._span_table)
+            rows = [(span.blocks.data_ptr(), span.first_row, span.last_row, span.start) for span in spans]
+            self._span_table = array("q", [number for row in rows for number in row])
+        return self._span_table.buffer_info()[0]
+
+
+def _normalize(operation: library.Operation, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    x = x.contiguous()
+    columns = x.shape[-1]
+    y = torch.empty(x.shape)
+    operation(
+        library.norm_args(
+            x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), x.numel() // columns, columns, eps
+        )
+    )
+    return y
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _adjacent(x_THd: Tensor) -> Tensor:
     """x with each row's numbers side by side; rows may lie apart, as slices of a wider product do."""
+    if x_THd.is_contiguous():
+        return x_THd
     _, heads, head_dim = x_THd.shape
     is_adjacent = x_THd.stride(2) == 1 and (heads == 1 or x_THd.stride(1) == head_dim)
     return x_THd if is_adjacent else x_THd.contiguous()
-
-
-def _is_half(cache: LayerCache) -> bool:
-    return cache.keys.dtype == torch.float16

@@ -1,7 +1,7 @@
 // What the library offers: a table of operations per instruction-set level, each of the form `void op(const Args*)`.
 //
 // The uniform form is what allows a step to be recorded as a list of (operation, arguments) and replayed.
-// `model/kernels/cpu/library.py` mirrors these declarations. All fields are 8 bytes wide, but the trailing floats.
+// `model/kernels/cpu/library.py` mirrors these declarations.
 #pragma once
 #include <cstdint>
 
