@@ -8,7 +8,6 @@ from model.experts import MixtureOfExperts
 from model.inputs import Inputs
 from model.kernels import Kernels
 from model.kernels.reference import Prepared
-from model.kernels.reference import Prepared
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
 from model.linear import Linear
