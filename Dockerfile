@@ -5,7 +5,7 @@ FROM ${PYTHON_IMAGE} AS build
 # Where pip finds torch: this index has builds without CUDA, which are a tenth of the size.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
-RUN python3 -m venv /opt/headrace
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && python3 -m venv /opt/headrace
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY model model
