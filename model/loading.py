@@ -91,7 +91,8 @@ def open_model(request: Request, report: Report) -> OpenModel:
         config = replace(description.config, context_length=request.context_length)
         description = replace(description, config=config)
     device = _device(request.device)
-    return OpenModel(request, checkpoint, description, select(device, _dtype(request.dtype, device)))
+    kernels = select(device, _dtype(request.dtype, device), threads=request.threads)
+    return OpenModel(request, checkpoint, description, kernels)
 
 
 def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:

@@ -8,10 +8,11 @@ from model.kernels.reference import Kernels
 __all__ = ["Kernels", "select"]
 
 
-def select(device: torch.device, dtype: torch.dtype, activations: str = "int16") -> Kernels:
+def select(device: torch.device, dtype: torch.dtype, activations: str = "int16", threads: int | None = None) -> Kernels:
     """The fastest kernels that run on `device`, computing in `dtype`.
 
-    `activations` ("int16" or "int8") is how the C++ kernels hold them against packed weights.
+    `activations` ("int16" or "int8") is how the C++ kernels hold them against packed weights, and `threads` how many
+    of the processor's cores they share (all by default).
     """
-    fast = cpu.load(activations) if device.type == "cpu" and dtype == torch.float32 else None
+    fast = cpu.load(activations, threads=threads) if device.type == "cpu" and dtype == torch.float32 else None
     return fast or Kernels(device, dtype)

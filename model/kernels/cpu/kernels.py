@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.cpu import library
+from model.kernels.cpu.arena import Arena
 from model.kernels.cpu.library import Library, Operations
 from model.kernels.cpu.packing import Panels, pack, panel_bytes
 from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
@@ -24,11 +25,13 @@ class CpuKernels(Kernels):
         self.native = native
         self.operations = operations
         self.precision = PRECISIONS[activations]
+        self.arena = Arena()
         self._spans: list[Span] = []
         self._span_table = array("q")
 
     def prepare(self, weight: Weight) -> Prepared:
-        return pack(weight)
+        panels = pack(weight)
+        return Panels(panels.kind, panels.shape, self.arena.place(panels.data))
 
     def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
         return panel_bytes(shape, dtype) if len(shape) > 1 else super().prepared_bytes(shape, dtype)
