@@ -18,7 +18,7 @@ struct Wide {
     }
 };
 
-// Columns 4i..4i+3 are the four bytes of a lane. Costs accuracy (see the README of the benchmarks): opt-in only.
+// Columns 4i..4i+3 are the four bytes of a lane. Opt-in: on SmolLM2-135M it costs a KL of 0.0024, Wide costs 7e-8.
 struct Narrow {
     static constexpr int kLimit = 127, kLanesPerBlock = 8;
     INLINE void pack(const int32_t* n, int32_t* lane, int stride) {
