@@ -63,18 +63,20 @@ INLINE void add_group(S& sums, Blocks<B, Panels> block, const Activations<Wide>&
 template <class B, int Rows, int Panels, class S>
 INLINE void add_group(S& sums, Blocks<B, Panels> block, const Activations<Narrow>& a, int) {
     static_assert(B::kBits == 4);
-    for (int j = 0; j < 4; ++j)
-        UNROLL for (int p = 0; p < Panels; ++p) {
-            const Ints packed = load_bits(block[p]->quants[j]);
-            const Ints low = packed & 0x0f0f0f0f, high = packed >> 4 & 0x0f0f0f0f;
+    Ints packed[Panels], w[Panels];
+    for (int j = 0; j < 4; ++j) {
+        UNROLL for (int p = 0; p < Panels; ++p) packed[p] = load_bits(block[p]->quants[j]);
+        UNROLL for (int high = 0; high < 2; ++high) {
+            UNROLL for (int p = 0; p < Panels; ++p) w[p] = (Ints)((Unsigned16)packed[p] >> 4 * high) & 0x0f0f0f0f;
             UNROLL for (int row = 0; row < Rows; ++row) {
-                Ints& acc = sums.part[0][row][p];
-                acc = quads_add(acc, low, splat(a.lanes[j][row]));
-                settle(acc);
-                acc = quads_add(acc, high, splat(a.lanes[4 + j][row]));
-                settle(acc);
+                const Ints values = splat(a.lanes[j + 4 * high][row]);
+                UNROLL for (int p = 0; p < Panels; ++p) {
+                    sums.part[0][row][p] = quads_add(sums.part[0][row][p], w[p], values);
+                    settle(sums.part[0][row][p]);
+                }
             }
         }
+    }
     UNROLL for (int row = 0; row < Rows; ++row)
         UNROLL for (int p = 0; p < Panels; ++p) sums.part[0][row][p] = quads_total(sums.part[0][row][p]);
 }
