@@ -1,6 +1,5 @@
 """How a model argument becomes a model that runs: find it, read its header, plan memory, load, warm up."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -97,7 +96,6 @@ def open_model(request: Request, report: Report) -> OpenModel:
 
 def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
     """Reads the weights, reserves the cache and runs the largest step once. Raises CheckpointError."""
-    torch.set_num_threads(model.request.threads or len(os.sched_getaffinity(0)))
     progress = _Progress(report, "loading weights", sum(info.nbytes for info in model.checkpoint.infos))
     weights = Weights(dict(model.checkpoint.tensors()), model.description.names, on_take=progress.add)
     try:

@@ -15,4 +15,6 @@ def select(device: torch.device, dtype: torch.dtype, activations: str = "int16",
     of the processor's cores they share (all by default).
     """
     fast = cpu.load(activations, threads=threads) if device.type == "cpu" and dtype == torch.float32 else None
+    # What fast kernels leave to torch is too small to share out, and its threads would fight theirs for the cores.
+    torch.set_num_threads(1 if fast else threads or cpu.available_cores())
     return fast or Kernels(device, dtype)

@@ -5,7 +5,7 @@ import logging
 from model.kernels.cpu.kernels import CpuKernels
 from model.kernels.cpu.library import available_cores, find_library
 
-__all__ = ["CpuKernels", "load"]
+__all__ = ["CpuKernels", "available_cores", "load"]
 
 logger = logging.getLogger(__name__)
 
