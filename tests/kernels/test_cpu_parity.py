@@ -61,6 +61,12 @@ def test_linear(kernels: CpuKernels, reference: Kernels, make_weight: MakeWeight
         assert_product(kernels, reference, weight, x_TD, FORMATS[name])
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_linear_of_no_rows(kernels: CpuKernels, make_weight: MakeWeight, name: str) -> None:
+    """As the head has them in a step that computes only the middle of a prompt."""
+    assert kernels.linear(torch.empty(0, 512), kernels.prepare(make_weight(name, 8, 512))).shape == (0, 8)
+
+
 @pytest.mark.parametrize("columns", [1, 7, 33, 100])
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
 def test_linear_of_any_width(
