@@ -62,7 +62,7 @@ class Attention:
 
     def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
         heads = self.qkv(x_TD).view(len(x_TD), sum(self.sizes), self.head_dim)
-        q_THd, k_TGd, v_TGd = (part.contiguous() for part in torch.split(heads, self.sizes, dim=1))
+        q_THd, k_TGd, v_TGd = torch.split(heads, self.sizes, dim=1)
         if self.q_norm and self.k_norm:
             q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
         if inputs.angles:
@@ -95,15 +95,16 @@ class Residual:
         def norm(place: str) -> NormLayer:
             return NormLayer(weights.below(f"{name}_{place}"), config.dim, config, kernels)
 
+        self.kernels = kernels
         self.place = config.norm_place
         self.norm = norm("norm")
         self.output_norm = norm("output_norm") if self.place is NormPlace.SANDWICH else None
 
     def __call__(self, x_TD: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.place is NormPlace.POST:
-            return self.norm(x_TD + sublayer(x_TD))
+            return self.norm(self.kernels.add(x_TD, sublayer(x_TD)))
         y_TD = sublayer(self.norm(x_TD))
-        return x_TD + (self.output_norm(y_TD) if self.output_norm else y_TD)
+        return self.kernels.add(x_TD, self.output_norm(y_TD) if self.output_norm else y_TD)
 
 
 class Embedding:
@@ -117,4 +118,4 @@ class Embedding:
 
     def __call__(self, ids_T: Tensor) -> Tensor:
         x_TD = self.kernels.embed(ids_T, self.weight)
-        return x_TD if self.scale == 1.0 else x_TD * self.scale
+        return x_TD if self.scale == 1.0 else self.kernels.scale(x_TD, self.scale)

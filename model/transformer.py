@@ -1,5 +1,7 @@
 """The Transformer: from token ids to the logits of the next ones, top to bottom as in the paper."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from model.config import ModelConfig, NormPlace, Positions, Rope
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs
 from model.kernels import Kernels
-from model.kernels.reference import Prepared
+from model.kernels.reference import Prepared, Span
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
 from model.linear import Linear
@@ -51,11 +53,21 @@ class Transformer:
 
     def __call__(self, inputs: Inputs, cache: KVCache) -> Tensor:
         """Stores the keys and values of every row and gives the last layer's hidden states [T, D]."""
-        angles = {rope: rotary(inputs.positions) for rope, rotary in self.rotaries.items()}
-        x_TD = self._embed(inputs)
+        return self.forward(self.rows(inputs), inputs.spans, cache)
+
+    def rows(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What `forward` needs of each row: id, position, slot, and the cosines and sines of each kind of rope."""
+        angles = (rotary(inputs.positions) for rotary in self.rotaries.values())
+        return inputs.ids, inputs.positions, inputs.slots, *chain.from_iterable(angles)
+
+    def forward(self, rows: tuple[Tensor, ...], spans: list[Span], cache: KVCache) -> Tensor:
+        """The same, made of rows and operations of the kernels only, so that it can be recorded."""
+        ids, positions, slots, *tables = rows
+        angles = dict(zip(self.rotaries, zip(tables[::2], tables[1::2], strict=True), strict=True))
+        x_TD = self._embed(ids, positions)
         for index, layer in enumerate(self.layers):
             layer_angles = angles.get(self.config.rope_of(index))
-            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], inputs.slots, inputs.spans))
+            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], slots, spans))
         return self.norm(x_TD) if self.norm else x_TD
 
     def logits(self, x_TD: Tensor) -> Tensor:
@@ -65,14 +77,14 @@ class Transformer:
         cap = self.config.logits_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _embed(self, inputs: Inputs) -> Tensor:
-        x_TD = self.embedding(inputs.ids)
+    def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        x_TD = self.embedding(ids_T)
         match self.config.positions:
             case Positions.LEARNED:
                 assert self.learned_positions is not None
-                return x_TD + self.kernels.embed(inputs.positions, self.learned_positions)
+                return self.kernels.add(x_TD, self.kernels.embed(positions_T, self.learned_positions))
             case Positions.SINUSOIDAL:
-                return x_TD + sinusoids(inputs.positions, self.config.dim).to(x_TD.dtype)
+                return x_TD + sinusoids(positions_T, self.config.dim).to(x_TD.dtype)
             case Positions.ROTARY:
                 return x_TD
 

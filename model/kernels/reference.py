@@ -7,6 +7,7 @@ N blocks of the cache, B positions of a block, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +55,22 @@ class AttentionShape:
     softcap: float | None
 
 
+Forward = Callable[[tuple[Tensor, ...], list[Span]], Tensor]  # tensors of T rows each, and where their contexts lie
+
+
 class Kernels:
     """Plain torch. Inputs and outputs are contiguous, on `device` and in `dtype` unless said otherwise."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
+
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
+        """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; here, itself.
+
+        The result may leave out what does not go through these operations: compare it with `forward` before use.
+        """
+        return forward
 
     def prepare(self, weight: Weight) -> Prepared:
         """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""
@@ -138,6 +149,14 @@ class Kernels:
         o_GRd = torch.matmul(torch.softmax(scores_GRC, dim=-1), v_GCd)
         o_RHd = o_GRd.view(num_kv, -1, num_rows, head_dim).permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
         return o_RHd.to(q_RHd.dtype)
+
+    def add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
+        """x + y."""
+        return x_TD + y_TD
+
+    def scale(self, x_TD: Tensor, factor: float) -> Tensor:
+        """x * factor."""
+        return x_TD * factor
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         """`activation` is one of relu, gelu (exact), gelu_tanh, silu."""

@@ -48,7 +48,8 @@ def assert_product(kernels: CpuKernels, reference: Kernels, weight: Weight, x_TD
 def test_every_override_is_compared_with_the_reference() -> None:
     overridden = {name for name in vars(CpuKernels) if name in vars(Kernels) and not name.startswith("_")}
     tested = {"prepare", "prepared_bytes", "linear", "embed", "rms_norm", "layer_norm"}
-    tested |= {"rotate", "store", "attention", "activate", "gate"}
+    tested |= {"rotate", "store", "attention", "activate", "gate", "add", "scale"}
+    tested |= {"record"}  # in tests/model/test_recording.py
     assert overridden == tested, "an operation was added or dropped: give it a comparison below, and its name here"
 
 
@@ -140,6 +141,13 @@ def test_activations(kernels: CpuKernels, reference: Kernels, name: str) -> None
     assert torch.allclose(kernels.activate(x, name), reference.activate(x, name), rtol=1e-6, atol=3e-6)
     gate_up_TF = torch.randn(5, 166) * 4
     assert torch.allclose(kernels.gate(gate_up_TF, name), reference.gate(gate_up_TF, name), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 8, 577])
+def test_sums_and_multiples_are_exact(kernels: CpuKernels, reference: Kernels, columns: int) -> None:
+    x, y = torch.randn(9, columns), torch.randn(9, columns)
+    assert torch.equal(kernels.add(x, y), reference.add(x, y))
+    assert torch.equal(kernels.scale(x, 1.7), reference.scale(x, 1.7))
 
 
 def empty_cache(num_blocks: int, groups: int, head_dim: int, dtype: torch.dtype, size: int = 16) -> LayerCache:

@@ -1,6 +1,7 @@
 """The operations of the forward pass in C++, for fp32 on a CPU."""
 
 from array import array
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from model.kernels.cpu import library
 from model.kernels.cpu.arena import Arena
 from model.kernels.cpu.library import Library, Operations
 from model.kernels.cpu.packing import Panels, pack, panel_bytes
-from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
+from model.kernels.cpu.tape import Pool, Recorder, Tape
+from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
@@ -26,6 +28,7 @@ class CpuKernels(Kernels):
         self.operations = operations
         self.precision = PRECISIONS[activations]
         self.arena = Arena()
+        self._empty: Callable[..., Tensor] = torch.empty
         self._spans: list[Span] = []
         self._span_table = array("q")
 
@@ -40,7 +43,7 @@ class CpuKernels(Kernels):
         assert isinstance(weight, Panels)
         ids_T = ids_T.contiguous()
         rows, columns = ids_T.shape[0], weight.shape[1]
-        y = torch.empty(rows, columns)
+        y = self._empty(rows, columns)
         self.operations.embed(
             library.embed_args(ids_T.data_ptr(), weight.address, y.data_ptr(), rows, columns, weight.kind)
         )
@@ -52,7 +55,7 @@ class CpuKernels(Kernels):
         rows, columns = x_TD.shape
         out = weight.shape[0]
         assert columns == weight.shape[1], "x does not fit the matrix"
-        y = torch.empty(rows, out)
+        y = self._empty(rows, out)
         self.operations.linear(
             library.linear_args(
                 x_TD.data_ptr(), weight.address, _address(bias), y.data_ptr(),
@@ -62,15 +65,41 @@ class CpuKernels(Kernels):
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _normalize(self.operations.rms_norm, x, weight, None, eps)
+        return self._normalize(self.operations.rms_norm, x, weight, None, eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        return _normalize(self.operations.layer_norm, x, weight, bias, eps)
+        return self._normalize(self.operations.layer_norm, x, weight, bias, eps)
+
+    def _normalize(
+        self, operation: library.Operation, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        x = x.contiguous()
+        columns = x.shape[-1]
+        y = self._empty(*x.shape)
+        operation(
+            library.norm_args(
+                x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), x.numel() // columns, columns, eps
+            )
+        )
+        return y
+
+    def add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
+        return self._add(x_TD, y_TD, 1.0)
+
+    def scale(self, x_TD: Tensor, factor: float) -> Tensor:
+        return self._add(x_TD, None, factor)
+
+    def _add(self, x: Tensor, other: Tensor | None, factor: float) -> Tensor:
+        x, other = x.contiguous(), other if other is None else other.contiguous()
+        rows, columns = x.shape
+        y = self._empty(rows, columns)
+        self.operations.add(library.add_args(x.data_ptr(), _address(other), y.data_ptr(), rows, columns, factor))
+        return y
 
     def rotate(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
         x_THd, cos_Td, sin_Td = _adjacent(x_THd), cos_Td.contiguous(), sin_Td.contiguous()
         rows, heads, head_dim = x_THd.shape
-        y = torch.empty(rows, heads, head_dim)
+        y = self._empty(rows, heads, head_dim)
         self.operations.rotate(
             library.rotate_args(
                 x_THd.data_ptr(), cos_Td.data_ptr(), sin_Td.data_ptr(), y.data_ptr(),
@@ -97,7 +126,7 @@ class CpuKernels(Kernels):
         if head_dim % 8 or head_dim > MAX_HEAD_DIM or block_size % POSITIONS_AT_ONCE:
             return super().attention(q_THd, cache, spans, shape)
         q_THd = _adjacent(q_THd)
-        out = torch.empty(rows, heads, head_dim)
+        out = self._empty(rows, heads, head_dim)
         self.operations.attention(
             library.attention_args(
                 q_THd.data_ptr(), keys.data_ptr(), cache.values.data_ptr(), out.data_ptr(), self._listed(spans),
@@ -108,11 +137,11 @@ class CpuKernels(Kernels):
         return out
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
-        return self._activate(x.contiguous(), torch.empty(x.shape), activation, gated=False)
+        return self._activate(x.contiguous(), self._empty(*x.shape), activation, gated=False)
 
     def gate(self, gate_up_TF: Tensor, activation: str) -> Tensor:
         *leading, width = gate_up_TF.shape
-        return self._activate(gate_up_TF.contiguous(), torch.empty(*leading, width // 2), activation, gated=True)
+        return self._activate(gate_up_TF.contiguous(), self._empty(*leading, width // 2), activation, gated=True)
 
     def _activate(self, x: Tensor, y: Tensor, activation: str, gated: bool) -> Tensor:
         columns = y.shape[-1]
@@ -122,6 +151,17 @@ class CpuKernels(Kernels):
         )
         return y
 
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
+        pool, recorder = Pool(), Recorder(self.operations)
+        places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)
+        self._empty, self.operations = pool.empty, recorder.operations
+        try:
+            output = forward(places, spans)
+        finally:
+            self._empty, self.operations = torch.empty, recorder.recorded
+        tape = Tape(recorder, self.native, pool, places, output)
+        return lambda inputs, spans: tape.replay(inputs, self._listed(spans), len(spans))
+
     def _listed(self, spans: list[Span]) -> int:
         """Where the spans lie for the kernels. All layers of a step get the same ones, so the last list is kept."""
         if len(self._spans) != len(spans) or any(a is not b for a, b in zip(self._spans, spans, strict=True)):
@@ -129,18 +169,6 @@ class CpuKernels(Kernels):
             rows = [(span.blocks.data_ptr(), span.first_row, span.last_row, span.start) for span in spans]
             self._span_table = array("q", [number for row in rows for number in row])
         return self._span_table.buffer_info()[0]
-
-
-def _normalize(operation: library.Operation, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    x = x.contiguous()
-    columns = x.shape[-1]
-    y = torch.empty(x.shape)
-    operation(
-        library.norm_args(
-            x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), x.numel() // columns, columns, eps
-        )
-    )
-    return y
 
 
 def _address(tensor: Tensor | None) -> int:

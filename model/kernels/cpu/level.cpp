@@ -24,6 +24,6 @@ void linear(const LinearArgs* args) {
 }  // namespace
 
 extern const Operations operations;
-const Operations operations = {linear, embed, rms_norm, layer_norm, rotate, activate, store, attention};
+const Operations operations = {linear, embed, rms_norm, layer_norm, rotate, activate, store, attention, add};
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -12,5 +12,6 @@ void rotate(const RotateArgs* args);
 void activate(const ActivateArgs* args);
 void store(const StoreArgs* args);
 void attention(const AttentionArgs* args);
+void add(const AddArgs* args);
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -21,6 +21,12 @@ attention_args = Struct("5P8q2f").pack  # q keys values out spans, num_spans hea
 #                                         q_stride is_half, scale softcap
 
 
+add_args = Struct("3P2qf").pack  # x other y, rows columns, factor
+
+POINTERS = {"linear": 4, "embed": 3, "rms_norm": 4, "layer_norm": 4, "rotate": 4, "activate": 2, "store": 5}
+POINTERS |= {"attention": 5, "add": 3}  # how many lead the arguments; the number of rows or spans comes next
+
+
 @dataclass(frozen=True, slots=True)
 class Operations:
     """The table of one instruction-set level, in the order of `struct Operations`."""
@@ -33,6 +39,7 @@ class Operations:
     activate: Operation
     store: Operation
     attention: Operation
+    add: Operation
 
 
 _TABLE = ctypes.c_void_p * len(fields(Operations))
@@ -46,11 +53,17 @@ class Library:
         self._library = ctypes.CDLL(path)
         self._library.headrace_operations.restype = ctypes.POINTER(_TABLE)
         self._library.headrace_operations.argtypes = [ctypes.c_char_p]
+        address, integer = ctypes.c_void_p, ctypes.c_int64
+        self._library.headrace_replay.argtypes = [address, integer, integer, address, integer]
 
     def operations(self, level: str = "") -> Operations | None:
         """The operations of an instruction-set level, the best one by default; None if this processor lacks it."""
         table = self._library.headrace_operations(level.encode())
         return Operations(*(_OPERATION(address) for address in table.contents)) if table else None
+
+    def replay(self, entries: int, count: int, rows: int, spans: int, num_spans: int) -> None:
+        """Runs the entries of a tape (see `tape.cpp`); addresses and numbers."""
+        self._library.headrace_replay(entries, count, rows, spans, num_spans)
 
     def set_threads(self, threads: int) -> None:
         """How many threads share an operation from now on, the caller among them. Results do not depend on it."""

@@ -82,6 +82,15 @@ struct AttentionArgs {
     float scale, softcap;
 };
 
+// y [rows, columns] = x * factor + other, where other may be null.
+struct AddArgs {
+    const float* x;
+    const float* other;
+    float* y;
+    int64_t rows, columns;
+    float factor;
+};
+
 struct Operations {
     void (*linear)(const LinearArgs*);
     void (*embed)(const EmbedArgs*);
@@ -91,6 +100,7 @@ struct Operations {
     void (*activate)(const ActivateArgs*);
     void (*store)(const StoreArgs*);
     void (*attention)(const AttentionArgs*);
+    void (*add)(const AddArgs*);
 };
 
 }  // namespace headrace

@@ -150,6 +150,16 @@ void activate(const ActivateArgs* a) {
     }
 }
 
+void add(const AddArgs* a) {
+    each_row(a->rows, a->columns, [&](int64_t row) {
+        const int64_t base = row * a->columns;
+        each_vector(a->columns, [&](int64_t i, auto take, auto put) {
+            const Floats other = a->other ? take(a->other + base + i) : Floats{};
+            put(a->y + base + i, take(a->x + base + i) * a->factor + other);
+        });
+    });
+}
+
 void store(const StoreArgs* a) {
     if (a->is_half) return store_rows<Half>(*a);
     store_rows<float>(*a);

@@ -1,0 +1,76 @@
+"""A recorded step says, bit for bit, what the eager one says; what cannot be recorded runs eagerly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.batch import Batch, Chunk, Sampling, StepResult
+from model.kernels.cpu import CpuKernels
+from model.kernels.reference import Span
+from model.kv_cache import KVCache
+from model.loading import Request, open_model
+from model.runner import Runner
+from model.transformer import Transformer
+from model.weights import Weights
+
+STEP_TOKENS = 64
+
+
+def make_runner(folder: Path) -> Runner:
+    request = Request(
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        context_length=None,
+        kv_memory=None,
+        max_sequences=8,
+        step_tokens=STEP_TOKENS,
+        threads=2,
+    )
+    opened = open_model(request, lambda stage, done, total: None)
+    assert isinstance(opened.kernels, CpuKernels)
+    weights = Weights(dict(opened.checkpoint.tensors()), opened.description.names)
+    transformer = Transformer(opened.config, weights, opened.kernels)
+    return Runner(transformer, KVCache(opened.config, 32, torch.float32, torch.device("cpu")))
+
+
+def chunk(length: int, start: int, blocks: list[int]) -> Chunk:
+    tokens = [(7 * length + 5 * i) % 250 for i in range(length)]
+    return Chunk(tokens, start, length, blocks, length, Sampling(temperature=0.0, top_logprobs=5))
+
+
+def results(runner: Runner) -> list[StepResult]:
+    """Prompts, prompts and decodes mixed, and more rows than were recorded."""
+    steps = [
+        [chunk(1, 0, [9])],
+        [chunk(20, 0, [3, 4]), chunk(17, 0, [1, 0]), chunk(5, 0, [7])],
+        [chunk(21, 20, [3, 4]), chunk(40, 17, [1, 0, 2]), chunk(6, 5, [7])],
+        [chunk(2, 1, [9])],
+        [chunk(90, 0, list(range(10, 16)))],
+    ]
+    return [runner.run(Batch(chunks)) for chunks in steps]
+
+
+def test_a_recorded_step_has_the_bits_of_the_eager_one(tiny_model: Path) -> None:
+    eager, recorded = make_runner(tiny_model), make_runner(tiny_model)
+    recorded.warm_up(STEP_TOKENS)
+    assert recorded.max_replayed_rows == STEP_TOKENS
+    assert results(recorded) == results(eager)
+
+
+def test_what_does_not_go_through_the_kernels_is_noticed_and_runs_eagerly(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Transformer.forward
+
+    def with_torch(self: Transformer, rows: tuple[Tensor, ...], spans: list[Span], cache: KVCache) -> Tensor:
+        """An output that hangs on the ids by way of torch alone."""
+        return forward(self, rows, spans, cache) * (1 + rows[0][:, None])
+
+    monkeypatch.setattr(Transformer, "forward", with_torch)
+    eager, recorded = make_runner(tiny_model), make_runner(tiny_model)
+    recorded.warm_up(STEP_TOKENS)
+    assert recorded.max_replayed_rows == 0
+    assert results(recorded) == results(eager)
