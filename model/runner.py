@@ -2,10 +2,10 @@
 
 import torch
 
-from model.batch import Batch, Chunk, Sample, Sampling, StepResult
+from model.batch import Batch, Chunk, Sampling, StepResult
 from model.inputs import pack
 from model.kv_cache import BLOCK_SIZE, KVCache
-from model.sampling import choose
+from model.sampling import choose_run
 from model.transformer import Transformer
 
 
@@ -18,17 +18,18 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        """Computes every chunk and chooses a token for those that want one."""
+        """Computes every chunk and chooses tokens for those that want them."""
         inputs = pack(batch, self.transformer.kernels.device)
         hidden = self.transformer(inputs, self.cache)
-        rows = iter(self.transformer.logits(hidden[inputs.sampled_rows]))
-        samples = [choose(next(rows), chunk) if chunk.sampling else None for chunk in batch.chunks]
-        return StepResult(samples)
+        logits = self.transformer.logits(hidden[inputs.sampled_rows])
+        counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
+        rows = logits.split_with_sizes(counts)
+        return StepResult([choose_run(*work) for work in zip(rows, batch.chunks, strict=True)])
 
     def warm_up(self, step_tokens: int) -> None:
         """Runs the largest step once, so that whatever it allocates is there before the first request."""
         blocks = list(range(min(self.cache.num_blocks, -(-step_tokens // BLOCK_SIZE))))
         tokens = [0] * min(step_tokens, len(blocks) * BLOCK_SIZE)
         chunk = Chunk(tokens, 0, len(tokens), blocks, len(tokens), Sampling())
-        (sample,) = self.run(Batch([chunk])).samples
-        assert isinstance(sample, Sample), sample
+        (samples,) = self.run(Batch([chunk])).samples
+        assert not isinstance(samples, str), samples
