@@ -1,6 +1,6 @@
 """What crosses between scheduling and computing: plain data, and the only file that both sides know."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GREEDY = 0.0
 
@@ -28,11 +28,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The part `tokens[start:stop]` of one sequence, to be computed in this step.
+    """The part `tokens[start:stop]` of one sequence, and the `drafts` after it, to be computed in this step.
 
     `tokens` is the scheduler's own list of all that is known of the sequence: the model reads it and never writes.
     `blocks[p // block_size]` is the KV block of position p; every position below `start` is already in the cache.
     With `sampling` the chunk reaches the end of what is known, and the step chooses the token at position `stop`.
+    Drafts are guesses at the tokens from `stop` on. Where the choice is the first draft, the step chooses the token
+    after it as well, and so on up to the first choice that is no draft: the choices are those of a step each.
     """
 
     tokens: list[int]
@@ -41,9 +43,22 @@ class Chunk:
     blocks: list[int]
     prompt_length: int
     sampling: Sampling | None
+    drafts: tuple[int, ...] = ()  # empty without `sampling`; `blocks` has room for them
+
+    @property
+    def end(self) -> int:
+        """Position after the last row."""
+        return self.stop + len(self.drafts)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return self.end - self.start
+
+    def knowing(self, accepted: int) -> "Chunk":
+        """The chunk that would have been, had so many of the drafts been known."""
+        if not accepted:
+            return self
+        tokens = [*self.tokens[: self.stop], *self.drafts[:accepted]]
+        return replace(self, tokens=tokens, stop=self.stop + accepted, drafts=self.drafts[accepted:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,7 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The token chosen for one chunk."""
+    """A token chosen for one chunk."""
 
     token: int
     logprobs: Logprobs | None = None
@@ -71,6 +86,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry per chunk of the batch: the sample, None where none was wanted, or the error that befell the row."""
+    """One entry per chunk of the batch: what was chosen, in order, or the error that kept it from choosing at all.
 
-    samples: list[Sample | str | None]
+    A chunk without `sampling` has chosen nothing; with it, one token, and one more for each draft that came true.
+    """
+
+    samples: list[list[Sample] | str]

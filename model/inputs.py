@@ -18,7 +18,7 @@ class Inputs:
     positions: Tensor  # int64 [T]
     slots: Tensor  # int64 [T], block * BLOCK_SIZE + offset
     spans: list[Span]  # one per chunk, in order
-    sampled_rows: Tensor  # int64: the last row of each chunk that chooses a token
+    sampled_rows: Tensor  # int64: of each chunk that chooses, the row of its last known token and those of its drafts
 
 
 def pack(batch: Batch, device: torch.device) -> Inputs:
@@ -31,11 +31,12 @@ def pack(batch: Batch, device: torch.device) -> Inputs:
     for chunk in batch.chunks:
         first_row = len(ids)
         ids += chunk.tokens[chunk.start : chunk.stop]
-        positions += range(chunk.start, chunk.stop)
-        slots += (chunk.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(chunk.start, chunk.stop))
+        ids += chunk.drafts
+        positions += range(chunk.start, chunk.end)
+        slots += (chunk.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(chunk.start, chunk.end))
         spans.append(Span(first_row, len(ids), chunk.start, torch.tensor(chunk.blocks, device=device)))
         if chunk.sampling is not None:
-            sampled_rows.append(len(ids) - 1)
+            sampled_rows += range(len(ids) - 1 - len(chunk.drafts), len(ids))
     ids_T, positions_T, slots_T, rows_S = (
         torch.tensor(column, dtype=torch.int64, device=device) for column in (ids, positions, slots, sampled_rows)
     )

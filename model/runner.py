@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from model.batch import Batch, Chunk, Sample, Sampling, StepResult
+from model.batch import Batch, Chunk, Sampling, StepResult
 from model.inputs import Inputs, pack
 from model.kernels.reference import Forward, Span
 from model.kv_cache import BLOCK_SIZE, KVCache
-from model.sampling import choose
+from model.sampling import choose_run
 from model.transformer import Transformer
 
 _EXAMPLE_KINDS = 61  # tokens that warming up uses; a prime, so that positions that are powers of 2 differ in theirs
@@ -24,19 +24,20 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        """Computes every chunk and chooses a token for those that want one."""
+        """Computes every chunk and chooses tokens for those that want them."""
         inputs = pack(batch, self.transformer.kernels.device)
         hidden = self._hidden(inputs)
-        rows = iter(self.transformer.logits(hidden[inputs.sampled_rows]))
-        samples = [choose(next(rows), chunk) if chunk.sampling else None for chunk in batch.chunks]
-        return StepResult(samples)
+        logits = self.transformer.logits(hidden[inputs.sampled_rows])
+        counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
+        rows = logits.split_with_sizes(counts)
+        return StepResult([choose_run(*work) for work in zip(rows, batch.chunks, strict=True)])
 
     def warm_up(self, step_tokens: int) -> None:
         """Runs the largest step once, so that whatever it allocates is there before the first request; records it."""
         length = min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
         largest = self._example(0, length)
-        (sample,) = self.run(largest).samples
-        assert isinstance(sample, Sample), sample
+        (samples,) = self.run(largest).samples
+        assert not isinstance(samples, str), samples
         self._record(largest)
 
     @torch.inference_mode()

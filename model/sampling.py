@@ -12,7 +12,26 @@ from torch import Tensor
 from model.batch import GREEDY, Chunk, Logprobs, Sample, Sampling
 from model.philox import uniform
 
-# Shapes: V vocabulary, K candidates
+# Shapes: S rows of a chunk that choose, V vocabulary, K candidates
+
+
+def choose_run(logits_SV: Tensor, chunk: Chunk) -> list[Sample] | str:
+    """The tokens after the chunk, up to the first that is not its draft; the error that kept the first row from any.
+
+    Each row is judged as if the drafts before it had been tokens all along, which they are if it is reached at all.
+    So speculation decides how many tokens a step yields and never which (a draft is accepted by being equal to the
+    draw, not with a probability as in Leviathan et al. 2023). A later row's error is left to the step that reaches it
+    again without the draft.
+    """
+    samples: list[Sample] = []
+    for accepted, logits_V in enumerate(logits_SV):
+        sample = choose(logits_V, chunk.knowing(accepted))
+        if isinstance(sample, str):
+            return samples or sample
+        samples.append(sample)
+        if chunk.drafts[accepted : accepted + 1] != (sample.token,):
+            break
+    return samples
 
 
 def choose(logits_V: Tensor, chunk: Chunk) -> Sample | str:

@@ -35,6 +35,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: Annotated[
         bool, Meta(description="keep the KV blocks of past prompts for requests that share them")
     ] = True
+    speculation: Annotated[
+        bool, Meta(description="in small steps, compute as well what earlier text lets expect; changes no token")
+    ] = True
     threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
     check_invariants: Annotated[
         bool, Meta(description="for tests: check the block pool after every step and poison freed blocks")

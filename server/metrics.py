@@ -30,6 +30,8 @@ VLLM_NAMES = {
     "headrace_preemptions": "vllm:num_preemptions",
     "headrace_prefix_cache_query_tokens": "vllm:prefix_cache_queries",
     "headrace_prefix_cache_hit_tokens": "vllm:prefix_cache_hits",
+    "headrace_draft_tokens": "vllm:spec_decode_num_draft_tokens",
+    "headrace_draft_tokens_accepted": "vllm:spec_decode_num_accepted_tokens",
     "headrace_prompt_tokens": "vllm:prompt_tokens",
     "headrace_generation_tokens": "vllm:generation_tokens",
     "headrace_requests_finished": "vllm:request_success",
@@ -106,6 +108,8 @@ class EngineState(Collector):
         yield _counter("preemptions", "Sequences put back to make room in the KV cache.", stats.preemptions)
         yield _counter("prefix_cache_query_tokens", "Prompt tokens looked up.", stats.prefix_queries)
         yield _counter("prefix_cache_hit_tokens", "Of those, tokens found.", stats.prefix_hits)
+        yield _counter("draft_tokens", "Tokens guessed ahead and computed.", stats.drafts_proposed)
+        yield _counter("draft_tokens_accepted", "Of those, tokens that came true.", stats.drafts_accepted)
         yield _counter("kv_invariant_violations", "Block counts that did not add up.", stats.invariant_violations)
         yield from self._cache(stats)
         age = time.monotonic() - self.last_step
@@ -243,6 +247,8 @@ _NOTHING = Stats(
     preemptions=0,
     prefix_queries=0,
     prefix_hits=0,
+    drafts_proposed=0,
+    drafts_accepted=0,
     step_tokens=0,
     step_seconds=0.0,
     invariant_violations=0,

@@ -112,9 +112,9 @@ class BlockPool:
         sequence.contents.extend(prefix.contents)
         sequence.computed = len(prefix.blocks) * self.block_size
 
-    def extend(self, sequence: Sequence) -> bool:
-        """Gives the sequence blocks for all its tokens, or nothing if there are not enough."""
-        missing = self.span(len(sequence.tokens)) - len(sequence.blocks)
+    def extend(self, sequence: Sequence, drafts: int = 0) -> bool:
+        """Gives the sequence blocks for all its tokens and so many drafts, or nothing if there are not enough."""
+        missing = self.span(len(sequence.tokens) + drafts) - len(sequence.blocks)
         if missing > self.available:
             return False
         sequence.blocks.extend(self._take() for _ in range(missing))

@@ -14,6 +14,7 @@ from model.memory import MemoryPlan
 from model.runner import Runner
 from server.config import EngineOptions
 from server.engine.block_pool import BlockPool
+from server.engine.drafting import DRAFTED_TOKENS
 from server.engine.messages import Cancel, Delta, Failed, FromEngine, ModelCard, Progress, Ready, Step, Submit, ToEngine
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
@@ -129,7 +130,8 @@ def serve(connection: socket.socket, options: EngineOptions) -> None:
     memory = model.plan()
     runner = load(model, memory, report)
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
-    scheduler = Scheduler(Limits(options.max_sequences, options.step_tokens), pool)
+    drafted_tokens = DRAFTED_TOKENS if options.speculation else 0
+    scheduler = Scheduler(Limits(options.max_sequences, options.step_tokens, drafted_tokens), pool)
     _send(connection, _ready(model, memory))
     Loop(connection, runner, scheduler, options.check_invariants).run()
 

@@ -88,6 +88,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache
     prefix_hits: int  # of those, found
+    drafts_proposed: int  # tokens computed on the chance that they would be chosen
+    drafts_accepted: int  # of those, chosen
     step_tokens: int  # computed in this step
     step_seconds: float
     invariant_violations: int

@@ -1,10 +1,11 @@
 """Who computes how many tokens in the next step, and what the step's result means for each of them."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.batch import Batch, Chunk, Sample, StepResult
 from server.engine.block_pool import BlockPool, Key
+from server.engine.drafting import price
 from server.engine.messages import Delta, Stats
 from server.engine.sequence import Sequence
 
@@ -15,6 +16,7 @@ class Limits:
 
     max_sequences: int
     step_tokens: int
+    drafted_tokens: int = 0  # a step of fewer tokens is filled up to so many with drafts; 0 for no speculation
 
     @property
     def max_running(self) -> int:
@@ -41,6 +43,8 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.drafts_proposed = 0
+        self.drafts_accepted = 0
         self._live: dict[int, Sequence] = {}
         self._batch: Batch | None = None  # the step under way: chunk i belongs to running[i]
         self._cancelled: set[int] = set()  # while their chunks are under way
@@ -73,7 +77,10 @@ class Scheduler:
         if not self._live:
             return None
         self._secure_blocks()
-        self._batch = Batch(self._fill())
+        chunks = self._fill()
+        self._add_drafts(chunks)
+        self._step_tokens = sum(map(len, chunks))
+        self._batch = Batch(chunks)
         return self._batch
 
     def apply(self, result: StepResult) -> list[Delta]:
@@ -98,6 +105,8 @@ class Scheduler:
             preemptions=self.preemptions,
             prefix_queries=self.prefix_queries,
             prefix_hits=self.prefix_hits,
+            drafts_proposed=self.drafts_proposed,
+            drafts_accepted=self.drafts_accepted,
             step_tokens=self._step_tokens,
             step_seconds=step_seconds,
             invariant_violations=invariant_violations,
@@ -148,7 +157,6 @@ class Scheduler:
             promised.add(self.pool.key_after(sequence, sequence.contents, chunk.stop))
             chunks.append(chunk)
             budget -= len(chunk)
-        self._step_tokens = self.limits.step_tokens - budget
         return chunks
 
     def _start(self, promised: set[Key | None]) -> bool:
@@ -184,21 +192,60 @@ class Scheduler:
             self.prefix_queries += sequence.prompt_length
             self.prefix_hits += sequence.computed
 
-    def _advance(self, sequence: Sequence, chunk: Chunk, sample: Sample | str | None) -> Delta | None:
+    def _add_drafts(self, chunks: list[Chunk]) -> None:
+        """Fills a small step up with drafts, as many for each sequence that chooses, where their rows cost little.
+
+        They have nothing to do with who runs or starts: without them all else would be as it is. They follow single
+        tokens only: a step that failed because of them then leaves nobody behind by more than that (see `_fail`).
+        """
+        rows = sum(map(len, chunks))
+        room = min(self.limits.drafted_tokens, self.limits.step_tokens) - rows
+        if not 0 < len(chunks) <= room:
+            return
+        for place, (sequence, chunk) in enumerate(zip(self.running, chunks, strict=True)):
+            if chunk.sampling and len(chunk) == 1 and sequence.drafter:
+                most = min(room // len(chunks), sequence.reach - len(sequence.tokens))
+                drafts = sequence.drafter.propose(most, price(rows))
+                drafts = drafts[: self._make_room(sequence, len(drafts))]
+                chunks[place] = replace(chunk, drafts=drafts)
+                self.drafts_proposed += len(drafts)
+
+    def _make_room(self, sequence: Sequence, drafts: int) -> int:
+        """How many of so many drafts have their place in a block.
+
+        Blocks are taken for them only where one is left for each running sequence: so nobody is preempted for a
+        draft, now or when each has its next token.
+        """
+        missing = self.pool.span(len(sequence.tokens) + drafts) - len(sequence.blocks)
+        if missing <= self.pool.available - len(self.running):
+            self.pool.extend(sequence, drafts)
+        return min(drafts, len(sequence.blocks) * self.pool.block_size - len(sequence.tokens))
+
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
         """Moves one sequence by what the step computed of it and chose for it."""
-        if isinstance(sample, str):
-            self.pool.forget(sequence)  # what misled it may stand in any block it read
-            self._leave(sequence)
-            return self._delta(sequence, [], error=sample)
-        assert (sample is None) == (chunk.sampling is None), "a token is chosen just where one is wanted"
-        sequence.computed = chunk.stop
+        if isinstance(samples, str):
+            return self._fail(sequence, chunk, samples)
+        assert bool(samples) == (chunk.sampling is not None), "a token is chosen just where one is wanted"
+        kept = sequence.accept(samples)
+        sequence.computed = chunk.stop + max(len(kept) - 1, 0)  # the drafts that came true have been computed
         self.pool.commit(sequence)
-        if sample is None:
-            return None
-        sequence.tokens.append(sample.token)
+        self.drafts_accepted += max(len(kept) - 1, 0)
         if sequence.finish:
             self._leave(sequence)
-        return self._delta(sequence, [sample])
+        return self._delta(sequence, kept) if kept else None
+
+    def _fail(self, sequence: Sequence, chunk: Chunk, error: str) -> Delta | None:
+        """Ends a sequence that could not be computed; if it had drafts, it is computed once more without them.
+
+        A draft's row may be what failed: 0 times what is not finite is not 0, so it can spoil the rows before it,
+        whose attention gives it no weight.
+        """
+        if chunk.drafts:
+            sequence.drafter = None
+            return None
+        self.pool.forget(sequence)  # what misled it may stand in any block it read
+        self._leave(sequence)
+        return self._delta(sequence, [], error=error)
 
     def _delta(self, sequence: Sequence, samples: list[Sample], error: str | None = None) -> Delta:
         logprobs = [sample.logprobs for sample in samples if sample.logprobs is not None]

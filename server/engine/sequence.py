@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Self
 
-from model.batch import Chunk, Sampling
+from model.batch import Chunk, Sample, Sampling
+from server.engine.drafting import Drafter
 from server.engine.messages import FinishReason, Submit
 
 
@@ -25,6 +26,10 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # blocks[p // block_size] is the KV block of position p
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
     cached_tokens: int | None = None  # prompt tokens that the prefix cache had; None until the first start
+    drafter: Drafter | None = field(init=False)  # None once drafts are not to be trusted
+
+    def __post_init__(self) -> None:
+        self.drafter = Drafter(self.tokens, self.prompt_length)
 
     @classmethod
     def of(cls, order: Submit) -> Self:
@@ -57,6 +62,14 @@ class Sequence:
         if self.output_length and self.tokens[-1] in self.ending_ids:
             return "stop"
         return "length" if self.output_length >= self.max_tokens else None
+
+    def accept(self, samples: list[Sample]) -> list[Sample]:
+        """Adds what a step chose, as far as the end, and returns that; all of it but the last is computed already."""
+        for count, sample in enumerate(samples, 1):
+            self.tokens.append(sample.token)
+            if self.finish:
+                return samples[:count]
+        return samples
 
     def chunk(self, amount: int) -> Chunk:
         """The next `amount` pending tokens; the last of them lets the step choose the token that follows."""

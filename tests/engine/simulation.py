@@ -6,6 +6,7 @@ from random import Random
 
 from model.batch import Batch, Chunk, Sample, Sampling, StepResult
 from server.engine.block_pool import BlockPool
+from server.engine.drafting import Drafter
 from server.engine.messages import Delta, Submit
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
@@ -13,6 +14,9 @@ from server.engine.sequence import Sequence
 BLOCK_SIZE = 4  # small, so that block boundaries are everywhere
 VOCABULARY = 4  # few words, so that equal blocks often follow upon unequal ones
 NAN = 0  # what a failed row leaves in the cache: nothing that may ever be read
+REJECTED = 1  # what is left of a draft that did not come true, and of rows to be computed once more
+DRAFTED = (0, 6, 12)
+BEYOND = 4  # drafts may guess so many tokens after the last
 SEEDS = tuple(Sampling(seed=seed) for seed in range(3))
 
 
@@ -34,22 +38,43 @@ def choose(context: list[int], sampling: Sampling) -> int:
     return hash((sampling.seed, tuple(context))) % VOCABULARY
 
 
-def golden(order: Submit) -> tuple[list[int], str]:
-    """The output and how it ends, computed without blocks, batches or a scheduler."""
+def foresee(order: Submit) -> list[int]:
+    """What the model would say, ends aside, computed without blocks, batches or a scheduler."""
     context: list[int] = []
     for token in order.prompt:
         context.append(cell(context, token))
     output: list[int] = []
-    while len(output) < order.max_tokens:
+    while len(output) < order.max_tokens + BEYOND:
         output.append(choose(context, order.sampling))
-        if output[-1] in order.ending_ids:
-            return output, "stop"
         context.append(cell(context, output[-1]))
-    return output, "length"
+    return output
+
+
+def golden(order: Submit, foreseen: list[int]) -> tuple[list[int], str]:
+    """The output and how it ends."""
+    output = foreseen[: order.max_tokens]
+    ends = [length for length, token in enumerate(output, 1) if token in order.ending_ids]
+    return (output[: ends[0]], "stop") if ends else (output, "length")
+
+
+class Guesser(Drafter):
+    """Knows what comes, beyond any end, and errs now and then: as the model's words hardly repeat, lookup would."""
+
+    def __init__(self, sequence: Sequence, foreseen: list[int], random: Random) -> None:
+        super().__init__(sequence.tokens, sequence.prompt_length)
+        self.sequence, self.foreseen, self.random = sequence, foreseen, random
+
+    def propose(self, most: int, price: float) -> tuple[int, ...]:
+        start = self.sequence.output_length
+        truth = self.foreseen[start : start + self.random.randint(0, most)]
+        return tuple(token if self.random.random() < 0.8 else self.random.randrange(VOCABULARY) for token in truth)
 
 
 class FakeModel:
-    """Knows of a sequence only what stands in the blocks of its table. Cells are None until written, once."""
+    """Knows of a sequence only what stands in the blocks of its table.
+
+    Cells are None until written, once, but for those of rejected drafts: they are never read, and written again.
+    """
 
     def __init__(self, blocks: int, random: Random) -> None:
         self.failures = random.choice([0, 0.003, 0.03])  # share of the rows
@@ -68,20 +93,36 @@ class FakeModel:
         context = [content for content in list(chain.from_iterable(rows))[: chunk.start] if content is not None]
         if len(context) < chunk.start or not len(chunk):
             raise Violation("a chunk is empty, or builds on positions that were never computed")
+        if REJECTED in context:
+            raise Violation("a chunk builds on a draft that was rejected")
         return context
 
-    def compute(self, chunk: Chunk, context: list[int]) -> Sample | str | None:
-        failed = chunk.sampling is not None and self.random.random() < self.failures
-        for position in range(chunk.start, chunk.stop):
-            context.append(NAN if failed else cell(context, chunk.tokens[position]))
-            self.write(chunk, position, context[-1])
-        if failed:
+    def compute(self, chunk: Chunk, context: list[int]) -> list[Sample] | str:
+        if chunk.sampling is not None and self.random.random() < self.failures:
+            for position in range(chunk.start, chunk.end):
+                self.write(chunk, position, REJECTED if chunk.drafts else NAN)
             return "nan"
-        return Sample(choose(context, chunk.sampling)) if chunk.sampling else None
+        for position in range(chunk.start, chunk.stop):
+            context.append(cell(context, chunk.tokens[position]))
+            self.write(chunk, position, context[-1])
+        return self.choose(chunk, context) if chunk.sampling else []
+
+    def choose(self, chunk: Chunk, context: list[int]) -> list[Sample]:
+        """A sample, and one more for each draft that comes true; now and then one of those rows fails."""
+        assert chunk.sampling is not None
+        samples = [Sample(choose(context, chunk.sampling))]
+        is_true = True
+        for position, draft in enumerate(chunk.drafts, chunk.stop):
+            is_true = is_true and samples[-1].token == draft and self.random.random() >= self.failures
+            self.write(chunk, position, cell(context, draft) if is_true else REJECTED)
+            if is_true:
+                context.append(cell(context, draft))
+                samples.append(Sample(choose(context, chunk.sampling)))
+        return samples
 
     def write(self, chunk: Chunk, position: int, content: int) -> None:
         where = chunk.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-        if self.cells[where] is not None:
+        if self.cells[where] not in (None, REJECTED):
             raise Violation("a position is computed twice, or in a block that is someone else's")
         self.cells[where] = content
 
@@ -112,13 +153,16 @@ class World:
         self.seed = seed
         self.random = random = Random(seed)
         self.blocks = random.randint(8, 24)
-        self.limits = Limits(max_sequences=random.randint(2, 8), step_tokens=random.randint(4, 24))
+        self.limits = Limits(
+            random.randint(2, 8), step_tokens=random.randint(4, 24), drafted_tokens=random.choice(DRAFTED)
+        )
         self.pool = pool(self.blocks, BLOCK_SIZE, prefix_cache=random.random() < 0.9)
         self.scheduler = scheduler(self.limits, self.pool)
         self.scheduler.watch = self.count
         self.model = FakeModel(self.blocks, random)
         self.counts = dict.fromkeys(["submit", "step", "cancel", "preempt", "finish", "leave"], 0)
         self.orders: dict[int, Submit] = {}  # live ones, oldest first
+        self.foreseen: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
         self.cached: dict[int, int] = {}
         self.deadlines: dict[int, int] = {}
@@ -179,10 +223,15 @@ class World:
         )
         self.orders[order.id] = order
         self.outputs[order.id] = []
+        self.foreseen[order.id] = foresee(order)
         # Each step moves the oldest: at the latest, it goes when all before it and itself have gone token by token.
-        patience = sum(len(live.prompt) + live.max_tokens for live in self.orders.values())
+        # One step more is lost where drafts failed.
+        patience = sum(len(live.prompt) + live.max_tokens + 1 for live in self.orders.values())
         self.deadlines[order.id] = self.counts["step"] + patience
-        self.scheduler.add(Sequence.of(order))
+        sequence = Sequence.of(order)
+        if random.random() < 0.8:
+            sequence.drafter = Guesser(sequence, self.foreseen[order.id], random)
+        self.scheduler.add(sequence)
         self.count("submit")
 
     def cancel(self) -> None:
@@ -202,6 +251,12 @@ class World:
             return
         self.check()
         require(sum(map(len, batch.chunks)) <= self.limits.step_tokens, "the step is too big")
+        drafts = sum(len(chunk.drafts) for chunk in batch.chunks)
+        require(not drafts or sum(map(len, batch.chunks)) <= self.limits.drafted_tokens, "a big step has drafts")
+        for sequence, chunk in zip(self.scheduler.running, batch.chunks, strict=True):
+            require(chunk.end <= sequence.reach, "a draft lies beyond what the sequence can reach")
+            if chunk.drafts and self.random.random() < 0.05:  # somebody else says what here is only guessed
+                self.texts[self.random.randrange(4)] = [*chunk.tokens, *chunk.drafts]
         for id in self.scheduler.started:
             require(id > self.last_started, "a later arrival started first")
             self.last_started = id
@@ -220,12 +275,16 @@ class World:
         self.outputs[delta.id] += delta.tokens
         if delta.finish:
             output, finish = self.outputs[delta.id], delta.finish
-            require(finish == "error" or (output, finish) == golden(self.orders[delta.id]), "the output is wrong")
+            require(finish == "error" or (output, finish) == self.golden(delta.id), "the output is wrong")
             self.texts[self.random.randrange(4)] = self.orders[delta.id].prompt + output  # the next turn of the talk
             self.close(delta.id)
+
+    def golden(self, id: int) -> tuple[list[int], str]:
+        return golden(self.orders[id], self.foreseen[id])
 
     def close(self, id: int) -> None:
         output = self.outputs.pop(id)
         self.cached.pop(id, None)
-        require(output == golden(self.orders.pop(id))[0][: len(output)], "the output is wrong")
+        require(output == self.golden(id)[0][: len(output)], "the output is wrong")
+        del self.orders[id], self.foreseen[id]
         require(self.deadlines.pop(id) >= self.counts["step"], f"sequence {id} took too long")

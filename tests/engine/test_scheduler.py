@@ -96,7 +96,7 @@ def test_logprobs_travel_with_their_token() -> None:
     add(calm, 1, 5)
     calm.schedule()
     logprobs = Logprobs(-0.5, [(NEXT, -0.5)])
-    (delta,) = calm.apply(StepResult([Sample(NEXT, logprobs)]))
+    (delta,) = calm.apply(StepResult([[Sample(NEXT, logprobs)]]))
     assert delta.logprobs == [logprobs]
 
 

@@ -1,5 +1,7 @@
 """Can the simulation fail? Each fault planted here must be found, and by the check that is meant for it."""
 
+from dataclasses import replace
+
 import pytest
 from simulation import Violation, Watched, World
 
@@ -10,8 +12,8 @@ from server.engine.sequence import Sequence
 
 
 class CommitsTooEarly(BlockPool):
-    def extend(self, sequence: Sequence) -> bool:
-        extended, computed = super().extend(sequence), sequence.computed
+    def extend(self, sequence: Sequence, drafts: int = 0) -> bool:
+        extended, computed = super().extend(sequence, drafts), sequence.computed
         if extended:
             sequence.computed = len(sequence.tokens)
             self.commit(sequence)
@@ -46,8 +48,8 @@ class TakesTheNeighboursBlock(BlockPool):
 
 
 class SwapsBlocks(BlockPool):
-    def extend(self, sequence: Sequence) -> bool:
-        extended = super().extend(sequence)
+    def extend(self, sequence: Sequence, drafts: int = 0) -> bool:
+        extended = super().extend(sequence, drafts)
         sequence.blocks[-2:] = sequence.blocks[:-3:-1]
         return extended
 
@@ -80,11 +82,10 @@ class NeverForgets(BlockPool):
 
 
 class CommitsFailedRows(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, sample: Sample | str | None) -> Delta | None:
-        if isinstance(sample, str):
-            sequence.computed = chunk.stop
-            self.pool.commit(sequence)
-        return super()._advance(sequence, chunk, sample)
+    def _fail(self, sequence: Sequence, chunk: Chunk, error: str) -> Delta | None:
+        sequence.computed = chunk.stop
+        self.pool.commit(sequence)
+        return super()._fail(sequence, chunk, error)
 
 
 class PreemptsTheOldest(Watched):
@@ -117,6 +118,67 @@ class NeverStopsInTime(Watched):
         super().add(sequence)
 
 
+class CommitsRejectedDrafts(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+        if chunk.drafts and not isinstance(samples, str):
+            length = len(sequence.tokens)
+            sequence.tokens.extend(chunk.drafts)
+            sequence.computed = chunk.end
+            self.pool.commit(sequence)
+            del sequence.tokens[length:]
+        return super()._advance(sequence, chunk, samples)
+
+
+class CountsARejectedDraft(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+        delta = super()._advance(sequence, chunk, samples)
+        if len(samples) <= len(chunk.drafts) and sequence.blocks:
+            sequence.computed += 1
+        return delta
+
+
+class CountsNoAcceptedDraft(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+        delta = super()._advance(sequence, chunk, samples)
+        if delta and len(delta.tokens) > 1 and sequence.blocks:
+            sequence.computed = chunk.stop
+        return delta
+
+
+class AcceptsEveryDraft(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+        if chunk.drafts and not isinstance(samples, str):
+            samples = [*map(Sample, chunk.drafts), samples[-1]]
+        return super()._advance(sequence, chunk, samples)
+
+
+class AcceptsDraftsPastTheEnd(Watched):
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+        ending_ids = sequence.ending_ids
+        if len(samples) > 1:
+            sequence.ending_ids = frozenset()
+        delta = super()._advance(sequence, chunk, samples)
+        sequence.ending_ids = ending_ids
+        return delta
+
+
+class DraftsPastTheReach(Watched):
+    def _add_drafts(self, chunks: list[Chunk]) -> None:
+        limits = [sequence.max_tokens for sequence in self.running]
+        for sequence in self.running:
+            sequence.max_tokens += 1
+        super()._add_drafts(chunks)
+        for sequence, limit in zip(self.running, limits, strict=True):
+            sequence.max_tokens = limit
+
+
+class DraftsInBigSteps(Watched):
+    def _add_drafts(self, chunks: list[Chunk]) -> None:
+        if self.limits.drafted_tokens:
+            self.limits = replace(self.limits, drafted_tokens=self.limits.step_tokens)
+        super()._add_drafts(chunks)
+
+
 FAULTS = [
     (Watched, CommitsTooEarly, "blocks committed, but"),
     (Watched, ReleasesTwice, "released twice"),
@@ -133,8 +195,18 @@ FAULTS = [
     (ServesTheLastFirst, BlockPool, "order of arrival"),
     (Watched, AsksTooMuch, "does not move"),
     (NeverStopsInTime, BlockPool, "output is wrong"),
+    (CommitsRejectedDrafts, BlockPool, "blocks committed, but"),
+    (CountsARejectedDraft, BlockPool, "nothing to compute|a chunk is empty"),
+    (CountsNoAcceptedDraft, BlockPool, "computed twice|is behind"),
+    (AcceptsEveryDraft, BlockPool, "output is wrong|a draft that was rejected"),
+    (AcceptsDraftsPastTheEnd, BlockPool, "output is wrong"),
+    (DraftsPastTheReach, BlockPool, "beyond what the sequence can reach"),
+    (DraftsInBigSteps, BlockPool, "a big step has drafts"),
 ]
-BEHAVIOUR = "output is wrong|never computed|computed twice|released twice|order of arrival|does not move"
+BEHAVIOUR = (
+    "output is wrong|never computed|computed twice|released twice|order of arrival|does not move"
+    "|draft that was rejected|beyond what|big step|what is chosen is not known"
+)
 
 
 def search(scheduler: type[Watched], pool: type[BlockPool]) -> None:

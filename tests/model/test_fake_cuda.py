@@ -136,10 +136,11 @@ def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pyt
         seen.append(_weights(adjusted, chunk.sampling.temperature).cumsum(0))
         return Sample(0)
 
-    monkeypatch.setattr("model.runner.choose", choose)
+    monkeypatch.setattr("model.sampling.choose", choose)
     run = inspect.unwrap(Runner.run)  # in inference mode, torch.tensor would make no fake
-    run(Runner(transformer(LLAMA), cache(LLAMA)), Batch([PREFILL, replace(PREFILL, sampling=None), DECODE]))
-    assert [(weights.device, weights.shape) for weights in seen] == [(CUDA, (96,))] * 2
+    drafting = replace(DECODE, drafts=(0,))  # which comes true, as every choice is 0
+    run(Runner(transformer(LLAMA), cache(LLAMA)), Batch([PREFILL, replace(PREFILL, sampling=None), drafting]))
+    assert [(weights.device, weights.shape) for weights in seen] == [(CUDA, (96,))] * 3
 
 
 def test_experts_stay_on_the_device() -> None:
