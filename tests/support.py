@@ -101,6 +101,7 @@ def command(*arguments: str) -> list[str]:
 @contextlib.contextmanager
 def running_server(*arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
     """`headrace serve` on a free port, ended by SIGTERM; its exit code must then be 0."""
+    arguments = ("--drain-delay", "0", "--no-spare-engine", *arguments)
     process = subprocess.Popen(
         command("serve", "--port", "0", *arguments),
         stdout=subprocess.PIPE,

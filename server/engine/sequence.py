@@ -25,16 +25,18 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # blocks[p // block_size] is the KV block of position p
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
     cached_tokens: int | None = None  # prompt tokens that the prefix cache had; None until the first start
+    has_started: bool = False  # it has been in a step of this engine
 
     @classmethod
     def of(cls, order: Submit) -> Self:
         return cls(
             id=order.id,
-            tokens=list(order.prompt),
+            tokens=[*order.prompt, *order.output],
             prompt_length=len(order.prompt),
             max_tokens=order.max_tokens,
             ending_ids=frozenset(order.ending_ids),
             sampling=order.sampling,
+            cached_tokens=order.cached_tokens,
         )
 
     @property
