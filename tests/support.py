@@ -87,6 +87,17 @@ class RunningServer:
         assert values, f"no series {name}"
         return sum(values)
 
+    @property
+    def engine(self) -> int:
+        """The pid of the engine process; there is no spare."""
+        (pid,) = self.children
+        return pid
+
+    @property
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -99,11 +110,13 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(*arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
-    """`headrace serve` on a free port, ended by SIGTERM; its exit code must then be 0."""
+def running_server(
+    *arguments: str, wait: bool = True, program: tuple[str, ...] = (), exit_code: int = 0, **environment: str
+) -> Iterator[RunningServer]:
+    """`headrace serve`, or a program like it, on a free port, ended by SIGTERM unless it has ended before."""
     arguments = ("--drain-delay", "0", "--no-spare-engine", *arguments)
     process = subprocess.Popen(
-        command("serve", "--port", "0", *arguments),
+        [*(program or command("serve")), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
@@ -113,7 +126,7 @@ def running_server(*arguments: str, wait: bool = True, **environment: str) -> It
         if wait:
             wait_until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 200, START_TIMEOUT_S)
         yield server
-        assert server.stop() == 0
+        assert server.stop() == exit_code
     finally:
         if process.poll() is None:
             process.kill()
