@@ -57,6 +57,7 @@ class Departure:
         self.is_hasty = True
         self._leaving.cancel()
         self._service.engine.fail_all(ServerDraining("The server is shutting down at once."))
+        self._service.engine.kill()
         self._server.force_exit = True
         self.close(0.0)
 

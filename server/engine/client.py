@@ -87,6 +87,13 @@ class EngineClient:
         with contextlib.suppress(asyncio.CancelledError):
             await self._supervising
 
+    def kill(self) -> None:
+        """As `stop`, at once: without waiting for the step that the engine computes."""
+        if self._supervising is not None and self._supervisor.child is not None:
+            self.failure = self.failure or _STOPPING
+            self._supervising.cancel()
+            self._supervisor.child.kill()
+
     @property
     def pid(self) -> int | None:
         return self._supervisor.child.pid if self._supervisor.child else None

@@ -12,7 +12,7 @@ from server.engine.messages import Delta, Submit
 from server.engine.streams import Order, TokenStream
 
 SUSPECT_AFTER = 2  # ends of an engine
-SURVIVAL_TOKENS = 4  # so many tokens after an end, a sequence is taken to be innocent of it
+SURVIVAL_TOKENS = 2  # so many tokens after an end, a sequence is taken to be innocent of it
 
 
 @dataclass(slots=True, eq=False)

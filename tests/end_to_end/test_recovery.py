@@ -52,14 +52,14 @@ def faulty(tiny_model: Path) -> Iterator[RunningServer]:
 
 
 async def test_twenty_kills_under_64_streams_change_no_token(tiny_model: Path) -> None:
-    bodies = [body(place, 400) for place in range(STREAMS)]
+    bodies = [body(place, 160) for place in range(STREAMS)]
     with running_server("--model", str(tiny_model)) as server:
         golden = await ask(server.url, bodies)
         answers = Answers(server.url, bodies)
         asking = asyncio.create_task(answers.gather())
         moments = random.Random(0)
         for kill in range(KILLS):
-            enough = answers.count + moments.randrange(STREAMS * 5, STREAMS * 12)
+            enough = answers.count + moments.randrange(STREAMS * 3, STREAMS * 5)
             await answers.arrived(lambda answers, enough=enough: answers.count >= enough)
             os.kill(server.engine, signal.SIGKILL)
             assert not asking.done(), f"kill {kill} came too late"
@@ -67,7 +67,7 @@ async def test_twenty_kills_under_64_streams_change_no_token(tiny_model: Path) -
         assert server.metric("headrace_engine_restarts_total") == KILLS
         assert server.metric("headrace_requests_resumed_total") > KILLS * STREAMS / 2
     assert resumed == golden
-    assert sum(usage["completion_tokens"] for answer in golden for usage in answer["usage"]) > STREAMS * 200
+    assert sum(usage["completion_tokens"] for answer in golden for usage in answer["usage"]) > STREAMS * 80
 
 
 async def test_a_stopped_engine_is_found_and_replaced(tiny_model: Path) -> None:
