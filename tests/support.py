@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,8 +122,12 @@ def running_server(
         text=True,
         env=os.environ | environment,
     )
+    assert process.stdout is not None
+    reader = None
     try:
         server = RunningServer(process, _announced_url(process))
+        reader = threading.Thread(target=_read_on, args=[process])
+        reader.start()
         if wait:
             wait_until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 200, START_TIMEOUT_S)
         yield server
@@ -130,7 +135,10 @@ def running_server(
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        if reader is not None:
+            reader.join()
+        process.stdout.close()
 
 
 def _announced_url(process: subprocess.Popen[str]) -> str:
@@ -139,6 +147,13 @@ def _announced_url(process: subprocess.Popen[str]) -> str:
         if "listening" in line:
             return next(word.removeprefix("url=") for word in line.split() if word.startswith("url="))
     raise AssertionError(f"the server ended with {process.wait()} before it listened")
+
+
+def _read_on(process: subprocess.Popen[str]) -> None:
+    """Lets the server log as much as it likes: it would wait for room in the pipe."""
+    assert process.stdout is not None
+    for _ in process.stdout:
+        pass
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
