@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,11 +101,14 @@ async def test_a_hung_step_leaves_its_stacks(tiny_model: Path, tmp_path: Path, c
     assert 'faulty_engine.py", line' in capfd.readouterr().err
 
 
-async def test_an_idle_engine_is_left_alone(tiny_model: Path) -> None:
-    with running_server("--model", str(tiny_model), "--watchdog", "0.5") as server:
+def test_an_idle_engine_is_left_alone_and_so_is_one_whose_server_was_stopped_itself(tiny_model: Path) -> None:
+    with running_server("--model", str(tiny_model), "--watchdog", "1") as server:
         engine = server.engine
-        await asyncio.sleep(3)  # there is no event to wait for: nothing is to happen in six times the bound
+        for how in (signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT):
+            server.process.send_signal(how)
+            time.sleep(2.5)  # there is no event to wait for: nothing is to happen in more than twice the bound
         assert server.engine == engine
+        assert _restarts(server, "hang") == 0
 
 
 def _status(server: RunningServer, probe: str) -> int:
