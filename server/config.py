@@ -57,6 +57,16 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     ] = None
     max_queue: Annotated[int, Meta(ge=1, description="sequences that may wait beside the running ones")] = 1024
     max_body: Annotated[int, Meta(ge=1024, description="bytes that a request's body may have")] = 8 * 1024 * 1024
+    watchdog: Annotated[
+        float, Meta(gt=0, description="seconds without a sign of life after which the engine process is replaced")
+    ] = 30.0
+    spare_engine: Annotated[
+        bool, Meta(description="keep a process (160 MB) that can replace the engine without importing torch first")
+    ] = True
+    drain_delay: Annotated[
+        float, Meta(ge=0, description="seconds after SIGTERM in which requests are still taken; none after Ctrl-C")
+    ] = 5.0
+    drain_timeout: Annotated[float, Meta(ge=0, description="seconds that running requests then have to finish")] = 60.0
     lenient: Annotated[
         bool, Meta(description="report unknown fields of a request in a response header instead of refusing them")
     ] = False

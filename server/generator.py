@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.batch import Logprobs, Sampling
-from server.engine.client import EngineClient, Order, TokenStream
+from server.engine.client import EngineClient
 from server.engine.messages import Delta
-from server.errors import EngineGone, InternalError, PromptTooLong
+from server.engine.streams import Order, TokenStream
+from server.errors import InternalError, PromptTooLong
 from server.text.tokenizer import Tokenizer, TokenText
 from server.text.transcript import Transcript
 
@@ -118,7 +119,8 @@ class Generation:
     """One running request: iterate for its pieces, read `usage` at any time, `close` cancels what still runs.
 
     What is not read yet waits merged, one piece per choice, so a slow reader costs no more than the text itself.
-    Iterating raises InternalError where the engine failed on a choice, and EngineGone; the rest is cancelled then.
+    Iterating raises InternalError where the engine failed on a choice, and what a stream was ended with, such as
+    EngineGone or ServerDraining; the rest is cancelled then.
     """
 
     def __init__(
@@ -194,8 +196,6 @@ class Generation:
     def _hear(self, choice: _Choice, delta: Delta) -> None:
         if delta.finish is not None:
             choice.is_over = True
-        if delta.finish == "error" and self._engine.failure is not None:
-            raise EngineGone("The engine has stopped and left this request unfinished.")
         if delta.finish == "error":
             raise InternalError(f"The server failed on this request: {delta.error}.")
         choice.cached_tokens = delta.cached_tokens

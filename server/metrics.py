@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.engine.messages import Ready, Stats
+from server.engine.supervisor import CAUSES, Cause
 from server.generator import Piece, Usage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -160,6 +161,12 @@ class Metrics(Collector):
         self._disconnects = Counter("headrace_client_disconnects", "Clients that left too early.", registry=registry)
         self.prompt_tokens = Counter("headrace_prompt_tokens", "Of ended requests.", registry=registry)
         self.generation_tokens = Counter("headrace_generation_tokens", "As they come.", registry=registry)
+        self._restarts = Counter("headrace_engine_restarts", "Engines replaced.", ["reason"], registry=registry)
+        for cause in CAUSES:
+            self._restarts.labels(cause)
+        self._resumed = Counter(
+            "headrace_requests_resumed", "Sequences that a new engine went on with.", registry=registry
+        )
         self._declare_times(registry)
         self._declare_lengths(registry)
 
@@ -193,6 +200,11 @@ class Metrics(Collector):
         self._engine.last_step = time.monotonic()
         self._step.observe(stats.step_seconds)
         self._step_length.observe(stats.step_tokens)
+
+    def engine_restarted(self, cause: Cause, resumed: int) -> None:
+        """The engine has ended, another takes its place and goes on with so many sequences."""
+        self._restarts.labels(cause).inc()
+        self._resumed.inc(resumed)
 
     def sequence_ended(self, *, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
         """A sequence has left the engine, whichever way; a stage that it did not reach is None."""

@@ -1,10 +1,11 @@
 """Runs the HTTP server until a signal or the engine's end stops it."""
 
+import asyncio
 import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -12,41 +13,48 @@ from server.api.service import AppOptions
 from server.app import create_app
 from server.config import ServeOptions
 from server.console.progress import ProgressBar
-from server.engine.client import EngineClient, Listener, Stages
+from server.departure import Departure
+from server.engine.child import ENGINE
+from server.engine.client import EngineClient, Listener
 from server.engine.messages import Ready
+from server.engine.streams import Stages
+from server.engine.supervisor import Care
 from server.logs import Log, configure
 from server.metrics import Metrics
 from server.text_tools import load_text
 
-_GRACE_S = 10  # how long running answers may take to finish once a signal came
 _BACKLOG = 2048
 
 log = Log(__name__)
 
 
-def serve(options: ServeOptions) -> int:
-    """Opens the port at once and loads behind it; the exit code."""
+def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE) -> int:
+    """Opens the port at once and loads behind it, in a process that `command` starts; the exit code."""
     configure(options.log_format, options.log_level)
-    return _Serving(options).run()
+    return _Serving(options, command).run()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its habit of killing the process by the very signal that it has just obeyed."""
+    """uvicorn without its ways with signals: it would stop listening at once, and die by the signal it has obeyed."""
+
+    on_signal: Callable[[signal.Signals], None]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.on_signal, number)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
 
 class _Serving:
     """The engine, the app and the listening socket, and what the engine's news mean for them."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, command: tuple[str, ...]) -> None:
         self.options = options
         self.bar = ProgressBar()
         self.exit_code = 0
@@ -56,21 +64,27 @@ class _Serving:
             on_ready=self._on_ready,
             on_stats=self.metrics.step,
             on_end=self._on_end,
+            on_restart=self.metrics.engine_restarted,
             on_failure=self._on_failure,
         )
-        self.engine = EngineClient(options, options.max_queue, listener)
+        care = Care(command=command, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
+        self.engine = EngineClient(options, options.max_queue, listener, care)
+        app = create_app(_app_options(options), self.engine, self.metrics, lambda card: load_text(card, self.engine))
         config = uvicorn.Config(
-            create_app(_app_options(options), self.engine, self.metrics, lambda card: load_text(card, self.engine)),
+            app,
             loop="uvloop",
             http="httptools",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_GRACE_S,
             backlog=_BACKLOG,
         )
         self.server = _Server(config)
+        self.server.on_signal = self._on_signal
+        self.departure = Departure(
+            self.server, app.state.service, delay_s=options.drain_delay, timeout_s=options.drain_timeout
+        )
 
     def run(self) -> int:
         try:
@@ -83,7 +97,7 @@ class _Serving:
             log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             self.server.run(sockets=[listening])
         self.bar.close()
-        return self.exit_code
+        return 1 if self.departure.is_hasty else self.exit_code
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
@@ -102,12 +116,15 @@ class _Serving:
     def _on_end(self, stages: Stages) -> None:
         self.metrics.sequence_ended(queue_s=stages.queue_s, prefill_s=stages.prefill_s, decode_s=stages.decode_s)
 
+    def _on_signal(self, number: signal.Signals) -> None:
+        self.departure.begin(is_interactive=number == signal.SIGINT)
+
     def _on_failure(self, reason: str) -> None:
-        """Without its engine the server is of no use: its supervisor starts another."""
+        """Without an engine the server is of no use: whoever runs it may start another."""
         self.bar.close()
         print(f"headrace: {reason}", file=sys.stderr)
         self.exit_code = 1
-        self.server.should_exit = True
+        self.departure.close()
 
 
 def _app_options(options: ServeOptions) -> AppOptions:

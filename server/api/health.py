@@ -14,10 +14,10 @@ router = APIRouter()
 @router.get("/health")
 @router.get("/health/live")
 async def live(request: Request) -> Response:
-    """200 while the server works or may come to it; 503 once only a restart helps."""
+    """200 while the server works or may come to it; 503 once only a restart helps, or while the engine is hung."""
     service = service_of(request)
     try:
-        service.check_engine()
+        service.check_alive()
     except HeadraceError as error:
         return _not_yet(error, service)
     return json_response({"status": "ok"})
@@ -39,7 +39,7 @@ async def ready(request: Request) -> Response:
     """200 while requests are welcome; 503 says why not, and while loading how far that is."""
     service = service_of(request)
     try:
-        await service.generating_model()
+        await service.check_ready()
     except HeadraceError as error:
         return _not_yet(error, service)
     return json_response({"status": "ok"})

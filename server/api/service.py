@@ -52,7 +52,8 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
-    draining: bool = False  # set it to take nothing new
+    leaving: bool = False  # the server has been told to end: better ask another
+    draining: bool = False  # and takes nothing new any more
     created: int = field(default_factory=wall_time)
     _model: ServedModel | None = None
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -67,10 +68,24 @@ class Service:
     async def generating_model(self) -> ServedModel:
         """As `model`; raises also while the engine cannot compute yet or the server takes nothing new."""
         if self.draining:
-            raise ServerDraining("The server is shutting down and takes no new requests.", retry_after_s=5.0)
+            raise _leaving_error()
         self.check_engine()
         self.check_loaded()
         return await self.model()
+
+    def check_alive(self) -> None:
+        """Raises EngineGone once the engine has given up or gives no sign of life."""
+        self.check_engine()
+        if self.engine.is_hung:
+            raise EngineGone("The engine gives no sign of life and is being replaced.")
+
+    async def check_ready(self) -> None:
+        """As `generating_model`; raises also while requests had better go elsewhere, although they are taken."""
+        await self.generating_model()
+        if self.leaving:
+            raise _leaving_error()
+        if not self.engine.is_up:
+            raise EngineGone("The engine is restarting.")
 
     def name_of(self, card: ModelCard) -> str:
         """What clients call the model."""
@@ -108,6 +123,10 @@ class Service:
         parts = [VERSION, card and card.name, card and card.family, ready and ready.device]
         parts.append(ready and ready.dtype)
         return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+
+def _leaving_error() -> ServerDraining:
+    return ServerDraining("The server is shutting down and takes no new requests.", retry_after_s=5.0)
 
 
 def service_of(request: Request) -> Service:

@@ -1,161 +1,112 @@
-"""The engine as the API process sees it: an asyncio facade over the child process."""
+"""The engine as the API process sees it: an asyncio facade that outlives the processes behind it."""
 
 import asyncio
 import contextlib
 import itertools
-import socket
-import sys
 import time
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from model.batch import Sampling
 from server.config import EngineOptions
-from server.engine.messages import Cancel, Delta, Failed, FromEngine, ModelCard, Progress, Ready, Stats, Step, Submit
-from server.engine.wire import frame, read_frame
-from server.errors import EngineGone, ModelLoading, Overloaded
+from server.engine.journal import Entry, Journal
+from server.engine.messages import (
+    Cancel,
+    FromEngine,
+    ModelCard,
+    Progress,
+    Ready,
+    Started,
+    Stats,
+    Step,
+    ToEngine,
+)
+from server.engine.streams import Order, Stages, TokenStream
+from server.engine.supervisor import Care, Cause, Supervisor
+from server.errors import EngineGone, HeadraceError, InternalError, ModelLoading, Overloaded
+from server.logs import Log
 
-_KILL_AFTER_S = 5.0
-_GONE = "the engine process ended unexpectedly"
+RESUME_WINDOW_S = 60.0  # without an engine, new requests are queued for so long, and later refused
+
 _STOPPING = "the server stops"
+_TOTALS = ("preemptions", "prefix_queries", "prefix_hits", "invariant_violations")  # what an engine counts from 0
 
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A sequence to run."""
-
-    prompt: list[int]
-    max_tokens: int
-    ending_ids: list[int]
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """How long a sequence took for each part of its life, in seconds; None for parts that it did not reach."""
-
-    queue_s: float
-    prefill_s: float | None
-    decode_s: float | None
-
-
-@dataclass(slots=True)
-class _Life:
-    """When a sequence reached what, on the monotonic clock."""
-
-    submitted: float
-    started: float | None = None
-    first_token: float | None = None
-
-    def stages(self) -> Stages:
-        now = time.monotonic()
-        if self.started is None:
-            return Stages(now - self.submitted, None, None)
-        queue_s = self.started - self.submitted
-        if self.first_token is None:
-            return Stages(queue_s, None, None)
-        return Stages(queue_s, self.first_token - self.started, now - self.first_token)
-
-
-class TokenStream:
-    """The deltas of one sequence, the last of which has a finish reason.
-
-    A slow reader costs nothing but memory for its tokens: the engine never waits for it.
-    """
-
-    def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
-        self.id = id
-        self._cancel = cancel
-        self._deltas: list[Delta] = []
-        self._is_over = False
-        self.life = _Life(time.monotonic())
-        self._arrival = asyncio.Event()
-
-    def put(self, delta: Delta) -> None:
-        self._deltas.append(delta)
-        self._is_over = delta.finish is not None
-        self._arrival.set()
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            await self._arrival.wait()
-            self._arrival.clear()
-            deltas, self._deltas = self._deltas, []
-            for delta in deltas:
-                yield delta
-                if delta.finish is not None:
-                    return
-
-    def cancel(self) -> None:
-        """Lets the engine forget the sequence; may be called at any time and any number of times."""
-        if not self._is_over:
-            self._is_over = True
-            self._cancel(self.id)
+log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     """Who else wants to know what the engine says."""
 
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    on_ready: Callable[[Ready], None] = lambda ready: None
+    on_progress: Callable[[Progress], None] = lambda progress: None  # of the first start
+    on_ready: Callable[[Ready], None] = lambda ready: None  # whenever one is
     on_stats: Callable[[Stats], None] = lambda stats: None  # after every step
     on_end: Callable[[Stages], None] = lambda stages: None  # of a sequence, whichever way
-    on_failure: Callable[[str], None] = lambda reason: None
+    on_restart: Callable[[Cause, int], None] = lambda cause, resumed: None  # and how many sequences wait to go on
+    on_failure: Callable[[str], None] = lambda reason: None  # there will be no engine any more
 
 
 class EngineClient:
-    """Starts the engine, hands it orders and hands out what comes back. Belongs to one event loop."""
+    """Hands orders to the engine and hands out what comes of them. Belongs to one event loop.
 
-    def __init__(self, options: EngineOptions, max_queue: int, listener: Listener | None = None) -> None:
+    An engine that ends is replaced, and every live sequence goes on in the next one: a token depends on the tokens
+    before it and the request, so the readers of a stream notice nothing but the time it takes.
+    """
+
+    def __init__(
+        self, options: EngineOptions, max_queue: int, listener: Listener | None = None, care: Care | None = None
+    ) -> None:
         self.card: ModelCard | None = None  # known once the checkpoint's header is read
-        self.ready: Ready | None = None  # known once the engine computes
-        self.progress: Progress | None = None  # the last news of the start
-        self.failure: str | None = None  # why the engine is gone
-        self.stats: Stats | None = None  # after the last step
+        self.ready: Ready | None = None  # known once an engine has computed
+        self.progress: Progress | None = None  # the last news of a start
+        self.failure: str | None = None  # why there is no engine and will be none
+        self.stats: Stats | None = None  # after the last step; totals are over all engines
+        self.is_up = False  # an engine takes orders now
         self._options = options
         self._max_queue = max_queue
         self._listener = listener or Listener()
-        self._streams: dict[int, TokenStream] = {}
+        self._supervisor = Supervisor(options, care or Care(), self._hear, self._lose)
+        self._supervising: asyncio.Task[None] | None = None
+        self._journal = Journal()
+        self._idle = asyncio.Event()
         self._ids = itertools.count(1)
-        self._process: Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._earlier: Stats | None = None  # what the engines before this one have counted
+        self._down_since = 0.0
 
     async def start(self) -> None:
-        """Starts the child and returns at once."""
-        ours, theirs = socket.socketpair()
-        # -P keeps the working directory off the import path: a user's own model.py must not shadow ours.
-        command = [sys.executable, "-P", "-m", "server.engine.loop", str(theirs.fileno())]
-        self._process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], stdin=DEVNULL)
-        theirs.close()
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._writer.write(frame(self._options))
-        self._reading = asyncio.create_task(self._read(reader))
+        """Starts the first engine and returns at once."""
+        self._supervising = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
-        """Ends the child; streams that still run end with an error."""
-        if self._process is None or self._writer is None or self._reading is None:
+        """Ends the engine; streams that still run end with an error."""
+        if self._supervising is None:
             return
         self.failure = self.failure or _STOPPING
-        self._writer.close()  # the engine exits when it finds its inbox closed
-        self._reading.cancel()
+        self._supervising.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
-        await _end(self._process)
-        self._end_streams(self.failure)
+            await self._supervising
+
+    def kill(self) -> None:
+        """As `stop`, at once: without waiting for the step that the engine computes."""
+        if self._supervising is not None and self._supervisor.child is not None:
+            self.failure = self.failure or _STOPPING
+            self._supervising.cancel()
+            self._supervisor.child.kill()
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._supervisor.child.pid if self._supervisor.child else None
+
+    @property
+    def is_hung(self) -> bool:
+        """The engine has given no sign of life for too long."""
+        return self._supervisor.is_hung
 
     @property
     def live(self) -> int:
         """Sequences that were submitted and have neither finished nor been cancelled."""
-        return len(self._streams)
+        return len(self._journal)
 
     @property
     def longest(self) -> int:
@@ -164,84 +115,140 @@ class EngineClient:
         assert self.ready is not None, "asked before the cache is sized"
         return min(self.card.context_length, self.ready.total_blocks * self.ready.block_size)
 
+    def check(self) -> None:
+        """Raises what `submit` would raise for reasons of the engine's life."""
+        if self.failure is not None:
+            raise EngineGone("The engine is not running.", retry_after_s=10.0)
+        if self.ready is None:
+            raise ModelLoading("The model is loading.")
+        if not self.is_up and time.monotonic() - self._down_since > RESUME_WINDOW_S:
+            raise EngineGone("The engine is restarting.", retry_after_s=5.0)
+
     def submit(self, orders: list[Order]) -> list[TokenStream]:
         """Queues all of them or raises ModelLoading, EngineGone, Overloaded: nothing is queued halfway."""
-        if self.failure is not None:
-            raise EngineGone("The engine is not running.")
-        if self.ready is None or self._writer is None:
-            raise ModelLoading("The model is loading.")
+        self.check()
         if self.live + len(orders) > self._options.max_sequences + self._max_queue:
             raise Overloaded("The server is overloaded: its queue is full.")
-        streams = []
-        for order in orders:
-            stream = TokenStream(next(self._ids), self._cancel)
-            self._streams[stream.id] = stream
-            streams.append(stream)
-            message = Submit(stream.id, order.prompt, order.max_tokens, order.ending_ids, order.sampling)
-            self._writer.write(frame(message))
+        streams = [TokenStream(next(self._ids), self._cancel) for _ in orders]
+        for order, stream in zip(orders, streams, strict=True):
+            self._journal.add(order, stream)
+        self._dispatch()
         return streams
 
-    def _cancel(self, id: int) -> None:
-        stream = self._streams.pop(id, None)
-        if stream and self._writer and self.failure is None:
-            self._writer.write(frame(Cancel(id)))
-            self._listener.on_end(stream.life.stages())
+    async def idle(self) -> None:
+        """Returns when no sequence is live."""
+        while self.live:
+            self._idle.clear()
+            await self._idle.wait()
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Hands on every message until the engine is gone."""
-        decoder = msgspec.msgpack.Decoder(FromEngine)
+    def fail_all(self, error: HeadraceError) -> None:
+        """Ends every live sequence: its reader gets what there is and then the error."""
+        for stream in self._journal.streams:
+            stream.fail(error)
+            self._cancel(stream.id)
+
+    def _cancel(self, id: int) -> None:
+        entry = self._journal.remove(id)
+        if entry is None:
+            return
+        if entry.run is not None:
+            self._send(Cancel(entry.run))
+        self._end(entry)
+        self._dispatch()  # it may have been on trial
+
+    def _end(self, entry: Entry) -> None:
+        """The sequence is no longer live."""
+        self._listener.on_end(entry.stream.life.stages())
+        if not self.live:
+            self._idle.set()
+
+    def _dispatch(self) -> None:
+        """Sends the engine what is due."""
+        if self.is_up:
+            for entry in self._journal.due():
+                self._send(entry.submit())
+
+    def _send(self, message: ToEngine) -> None:
+        if self.is_up and self._supervisor.child is not None:
+            self._supervisor.child.send(message)
+
+    async def _supervise(self) -> None:
+        reason = self.failure or "the engine's supervision failed"
         try:
-            while True:
-                self._hear(decoder.decode(await read_frame(reader)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self._end_streams(self.failure or _GONE)
-            self._listener.on_failure(self.failure or _GONE)
+            reason = await self._supervisor.run()
+        except OSError as error:
+            reason = f"no engine process can be started: {error.strerror}"
+        finally:
+            self._give_up(self.failure or reason)
+
+    def _give_up(self, reason: str) -> None:
+        """Nothing more will come: whoever still waits is told so."""
+        self.is_up = False
+        self.failure = reason
+        for stream in self._journal.streams:
+            stream.fail(EngineGone("The engine has stopped and left this request unfinished."))
+        self._journal = Journal()
+        if reason != _STOPPING:
+            self._listener.on_failure(reason)
+
+    def _lose(self, cause: Cause) -> bool:
+        """The engine has ended; True if a sequence was found guilty of it, which is then no longer live."""
+        self.is_up = False
+        self._down_since = time.monotonic()
+        self._earlier = self.stats
+        guilty = self._journal.lose_engine()
+        for entry in guilty:
+            log.error("request ends the engine", sequence=entry.stream.id, tokens=len(entry.output))
+            message = "The server failed on this request, again and again."
+            entry.stream.fail(InternalError(message, retryable=False))
+            self._end(entry)
+        self._listener.on_restart(cause, self.live)
+        return bool(guilty)
 
     def _hear(self, message: FromEngine) -> None:
         match message:
             case Step():
                 self._take(message)
+            case Started(runs):
+                for entry in self._journal.start(runs):
+                    entry.stream.life.started = entry.stream.life.started or time.monotonic()
             case Progress():
                 self.progress = message
-                self._listener.on_progress(message)
+                if self.ready is None:
+                    self._listener.on_progress(message)
             case ModelCard():
                 self.card = message
             case Ready():
-                self.ready = message
-                self._listener.on_ready(message)
-            case Failed(reason):
-                self.failure = reason
+                self._resume(message)
+
+    def _resume(self, ready: Ready) -> None:
+        """An engine is there to go on with everything."""
+        self.ready, self.is_up = ready, True
+        self._listener.on_ready(ready)
+        for entry in self._journal.beyond(self.longest):  # less memory was free than for the engine before
+            entry.stream.fail(EngineGone("The engine was replaced and has no room for this request any more."))
+            self._cancel(entry.stream.id)
+        self._dispatch()
 
     def _take(self, step: Step) -> None:
-        self.stats = step.stats
-        self._listener.on_stats(step.stats)
-        now = time.monotonic()
-        for id in step.started:
-            if id in self._streams:
-                life = self._streams[id].life
-                life.started = max(life.submitted, now - step.stats.step_seconds)  # the news come at the step's end
+        self.stats = _add_totals(step.stats, self._earlier)
+        self._listener.on_stats(self.stats)
         for delta in step.deltas:
-            stream = self._streams.get(delta.id)
-            if stream is None:
+            entry = self._journal.record(delta)
+            if entry is None:
                 continue  # cancelled while this was on its way
-            stream.life.first_token = stream.life.first_token or now
-            stream.put(delta)
+            entry.stream.life.first_token = entry.stream.life.first_token or time.monotonic()
+            entry.stream.put(delta)
             if delta.finish is not None:
-                del self._streams[delta.id]
-                self._listener.on_end(stream.life.stages())
-
-    def _end_streams(self, reason: str) -> None:
-        """Nothing more will come: whoever still waits is told so."""
-        self.failure = reason
-        streams, self._streams = self._streams, {}
-        for id, stream in streams.items():
-            stream.put(Delta(id, [], None, "error", 0, "the engine is gone"))
+                self._end(entry)
+        if (acquitted := self._journal.acquit()) is not None:
+            self._send(Cancel(acquitted))
+        self._dispatch()  # whoever was alone with the engine may have left it
 
 
-async def _end(process: Process) -> None:
-    """Waits for the child to leave by itself, and not for ever."""
-    try:
-        await asyncio.wait_for(process.wait(), _KILL_AFTER_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+def _add_totals(stats: Stats, earlier: Stats | None) -> Stats:
+    """Counters do not fall when an engine is replaced."""
+    if earlier is None:
+        return stats
+    sums = {name: getattr(stats, name) + getattr(earlier, name) for name in _TOTALS}
+    return msgspec.structs.replace(stats, **sums)

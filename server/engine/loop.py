@@ -1,12 +1,17 @@
 """The engine process: loads a model, then takes orders, schedules, computes and reports, step by step."""
 
+import faulthandler
+import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 
-from model.batch import Batch, StepResult
+from model.batch import Batch, Chunk, StepResult
 from model.checkpoints.errors import CheckpointError
 from model.kv_cache import BLOCK_SIZE
 from model.loading import OpenModel, Report, Request, load, open_model
@@ -15,7 +20,22 @@ from model.runner import Runner
 from server.config import EngineOptions
 from server.engine.block_pool import BlockPool
 from server.engine.drafting import DRAFTED_TOKENS
-from server.engine.messages import Cancel, Delta, Failed, FromEngine, ModelCard, Progress, Ready, Step, Submit, ToEngine
+from server.engine.messages import (
+    STACKS_SIGNAL,
+    Cancel,
+    Delta,
+    Failed,
+    FromEngine,
+    ModelCard,
+    Ping,
+    Progress,
+    Ready,
+    Started,
+    Step,
+    Submit,
+    Tick,
+    ToEngine,
+)
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.wire import Inbox, frame
@@ -23,6 +43,9 @@ from server.engine.wire import Inbox, frame
 START_ERRORS = (CheckpointError, ValueError, OSError)  # what a model that cannot be run raises, in one line
 
 _REPORT_EVERY_S = 0.1
+_LEAVE_WITHIN_S = 2.0  # of the API process' end, whatever is being computed
+
+Load = Callable[[OpenModel, MemoryPlan, Report], Runner]
 
 
 class Loop:
@@ -35,6 +58,7 @@ class Loop:
         self.scheduler = scheduler
         self.check = check
         self.violations = 0
+        self.failures = 0  # chunks in a row that could not be computed, alone either
 
     def run(self) -> None:
         """Returns when the API process closes its end."""
@@ -47,8 +71,8 @@ class Loop:
             for order in orders:
                 self._obey(order)
             is_idle = not self._step()
-            if is_idle and orders:  # a cancel may have been all there was: the books have changed without a step
-                self._report([], 0.0)
+            if is_idle and any(isinstance(order, Cancel) for order in orders):
+                self._report([], 0.0)  # the books have changed without a step
 
     def _obey(self, order: ToEngine) -> None:
         match order:
@@ -56,6 +80,8 @@ class Loop:
                 self.scheduler.add(Sequence.of(order))
             case Cancel(id):
                 self.scheduler.cancel(id)
+            case Ping():
+                _send(self.connection, Tick())
 
     def _step(self) -> bool:
         """One step, if any sequence is live."""
@@ -63,6 +89,8 @@ class Loop:
         batch = self.scheduler.schedule()
         if batch is None:
             return False
+        if self.scheduler.started:
+            _send(self.connection, Started(self.scheduler.started))
         if self.check:
             self._poison(batch)
         deltas = self.scheduler.apply(self._compute(batch))
@@ -73,15 +101,36 @@ class Loop:
 
     def _report(self, deltas: list[Delta], seconds: float) -> None:
         stats = self.scheduler.stats(seconds, self.violations)
-        self.connection.sendall(frame(Step(deltas, self.scheduler.started, stats)))
+        _send(self.connection, Step(deltas, stats))
 
     def _compute(self, batch: Batch) -> StepResult:
-        """The step's result. A step that fails takes its own requests with it, not the engine."""
+        """The step's result. A step that fails is computed again chunk by chunk, so that only the culprit fails.
+
+        That is exact: a chunk's result does not depend on its neighbours, and computing it twice writes the same
+        keys and values to the same places.
+        """
         try:
-            return self.runner.run(batch)
+            result = self.runner.run(batch)
         except Exception:
             traceback.print_exc()
-            return StepResult(["the step that computed this request failed"] * len(batch.chunks))
+            return StepResult([self._compute_alone(chunk).samples[0] for chunk in batch.chunks])
+        self.failures = 0
+        return result
+
+    def _compute_alone(self, chunk: Chunk) -> StepResult:
+        """Raises where the chunk before has failed as well: then the device is broken, not one request.
+
+        A new engine on a fresh device goes on with all of them.
+        """
+        try:
+            result = self.runner.run(Batch([chunk]))
+        except Exception:
+            self.failures += 1
+            if self.failures > 1:
+                raise
+            return StepResult(["computing it failed"])
+        self.failures = 0
+        return result
 
     def _poison(self, batch: Batch) -> None:
         """Blocks that hold nothing valid yet: whoever reads one before it is written gets an error, not a token."""
@@ -122,7 +171,7 @@ def plan(options: EngineOptions, report: Report) -> str:
     return str(open_for(options, report).plan())
 
 
-def serve(connection: socket.socket, options: EngineOptions) -> None:
+def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None:
     """Loads, says that it is ready, and works until the API process is gone."""
     report = _Reporter(connection)
     model = open_for(options, report)
@@ -132,7 +181,8 @@ def serve(connection: socket.socket, options: EngineOptions) -> None:
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
     drafted_tokens = DRAFTED_TOKENS if options.speculation else 0
     scheduler = Scheduler(Limits(options.max_sequences, options.step_tokens, drafted_tokens), pool)
-    _send(connection, _ready(model, memory))
+    warm_up_s = time.monotonic() - report.last_time  # the last stage, which is a step of the largest size
+    _send(connection, _ready(model, memory, warm_up_s))
     Loop(connection, runner, scheduler, options.check_invariants).run()
 
 
@@ -154,23 +204,38 @@ def _card(model: OpenModel) -> ModelCard:
     )
 
 
-def _ready(model: OpenModel, memory: MemoryPlan) -> Ready:
+def _ready(model: OpenModel, memory: MemoryPlan, step_seconds: float) -> Ready:
     return Ready(
         device=str(model.kernels.device),
         dtype=str(model.kernels.dtype).removeprefix("torch."),
         block_size=BLOCK_SIZE,
         total_blocks=memory.num_blocks,
         memory_plan=str(memory),
+        step_seconds=step_seconds,
     )
 
 
-def main() -> int:
+def _leave_with(connection: socket.socket) -> None:
+    """Ends this process when the API process is gone: a long step must not keep an orphan, and the device, alive."""
+    hang_up = select.poll()
+    hang_up.register(connection, 0)  # POLLHUP is told unasked, and nothing else is wanted here
+    hang_up.poll()
+    time.sleep(_LEAVE_WITHIN_S)  # mostly the loop finds out first and returns
+    os._exit(1)
+
+
+def main(load: Load = load) -> int:
     """Runs on the socket whose number is the only argument; the options are the first message on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service: the API process decides
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    (options,) = Inbox[EngineOptions](connection, EngineOptions).take(wait=True)
+    threading.Thread(target=_leave_with, args=[connection], daemon=True).start()
     try:
-        serve(connection, options)
+        (options,) = Inbox[EngineOptions](connection, EngineOptions).take(wait=True)
+        serve(connection, options, load)
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the API process has gone in the midst of it
+        return 0
     except START_ERRORS as error:
         _send(connection, Failed(" ".join(str(error).split())))
         return 1

@@ -1,22 +1,30 @@
 """What the API process and the engine process say to each other: typed, encoded with msgspec, framed by length."""
 
+import signal
 from typing import Literal
 
 import msgspec
 
 from model.batch import Logprobs, Sampling
 
+STACKS_SIGNAL = signal.SIGUSR1  # the one thing said out of band: write the stacks of your threads to stderr
+
 FinishReason = Literal["stop", "length", "error"]
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a sequence: `prompt` is never empty and known to fit; `id` is the client's own and unique in its life."""
+    """Run a sequence: `prompt` is never empty and known to fit; `id` is the client's own and unique in its life.
+
+    One that another engine had begun brings what that one said of it, and goes on from there.
+    """
 
     id: int
     prompt: list[int]
     max_tokens: int  # >= 1
     ending_ids: list[int]  # choosing one of these ends the sequence with "stop"; the token itself is reported
     sampling: Sampling
+    output: list[int] = []  # tokens already chosen, fewer than max_tokens and none of them an ending one
+    cached_tokens: int | None = None  # what was reported with them
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -25,7 +33,11 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     id: int
 
 
-ToEngine = Submit | Cancel
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Asks for a Tick, so that an idle engine can be told from a hung one."""
+
+
+ToEngine = Submit | Cancel | Ping
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -58,6 +70,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     block_size: int
     total_blocks: int
     memory_plan: str  # the sum behind `total_blocks`, for people
+    step_seconds: float  # what the largest step took while warming up
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -95,12 +108,21 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     invariant_violations: int
 
 
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """These sequences are in a step for the first time. Sent before it, so that one that ends the engine is known."""
+
+    ids: list[int]
+
+
 class Step(msgspec.Struct, frozen=True, tag=True):
     """One message per step, however many sequences it moved."""
 
     deltas: list[Delta]
-    started: list[int]  # sequences first scheduled in this step: their wait in the queue is over
     stats: Stats
 
 
-FromEngine = Progress | ModelCard | Ready | Failed | Step
+class Tick(msgspec.Struct, frozen=True, tag=True):
+    """The loop turns: the answer to a Ping."""
+
+
+FromEngine = Progress | ModelCard | Ready | Failed | Started | Step | Tick

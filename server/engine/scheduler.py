@@ -180,14 +180,17 @@ class Scheduler:
         self.pool.share(sequence, prefix)
         extended = self.pool.extend(sequence)
         assert extended, "the cost was wrong"
-        if sequence.cached_tokens is None:
+        if not sequence.has_started:
             self._note_start(sequence)
         return True
 
     def _note_start(self, sequence: Sequence) -> None:
-        """What is counted once in a sequence's life, however often it is preempted and starts again."""
-        sequence.cached_tokens = sequence.computed
+        """What is counted once in a sequence's life, however often it is preempted or resumed and starts again."""
+        sequence.has_started = True
         self.started.append(sequence.id)
+        if sequence.cached_tokens is not None:
+            return
+        sequence.cached_tokens = sequence.computed
         if self.pool.prefix_cache:
             self.prefix_queries += sequence.prompt_length
             self.prefix_hits += sequence.computed

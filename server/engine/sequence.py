@@ -27,6 +27,7 @@ class Sequence:
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
     cached_tokens: int | None = None  # prompt tokens that the prefix cache had; None until the first start
     drafter: Drafter | None = field(init=False)  # None once drafts are not to be trusted
+    has_started: bool = False  # it has been in a step of this engine
 
     def __post_init__(self) -> None:
         self.drafter = Drafter(self.tokens, self.prompt_length)
@@ -35,11 +36,12 @@ class Sequence:
     def of(cls, order: Submit) -> Self:
         return cls(
             id=order.id,
-            tokens=list(order.prompt),
+            tokens=[*order.prompt, *order.output],
             prompt_length=len(order.prompt),
             max_tokens=order.max_tokens,
             ending_ids=frozenset(order.ending_ids),
             sampling=order.sampling,
+            cached_tokens=order.cached_tokens,
         )
 
     @property

@@ -20,8 +20,8 @@ from tokenizers import decoders, models
 from model.batch import Logprobs
 from server.api.service import AppOptions
 from server.app import create_app
-from server.engine.client import Order, TokenStream
 from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
+from server.engine.streams import Order, TokenStream
 from server.errors import EngineGone, Overloaded
 from server.metrics import Metrics
 from server.text_tools import load_text
@@ -77,8 +77,12 @@ class FakeEngine:
     def __init__(self) -> None:
         self.card: ModelCard | None = byte_card()
         self.progress: Progress | None = Progress("weights", 3, 10, "tensors")
-        self.ready: Ready | None = Ready(device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="")
+        self.ready: Ready | None = Ready(
+            device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="", step_seconds=0
+        )
         self.failure: str | None = None
+        self.is_up = True
+        self.is_hung = False
         self.stats: Stats | None = STATS
         self.answer = "Hello, world!"
         self.is_held = False

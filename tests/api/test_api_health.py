@@ -60,3 +60,21 @@ def test_probes_count_as_no_rejections(own_server, path):
     own_server.start_anew()
     own_server.http.get(path)
     assert own_server.gained('headrace_requests_rejected_total{reason="model_loading"}') == 0
+
+
+def test_a_server_that_has_been_told_to_end_is_unready_and_still_takes_requests(own_server):
+    own_server.app.state.service.leaving = True
+    assert statuses(own_server) == [200, 200, 200, 503]
+    assert own_server.http.post("/v1/completions", json={"prompt": "Hi"}).status_code == 200
+
+
+def test_a_server_whose_engine_restarts_is_alive_and_unready_and_takes_requests(own_server):
+    own_server.engine.is_up = False
+    assert statuses(own_server) == [200, 200, 200, 503]
+    assert own_server.http.get("/health/ready").json()["error"]["code"] == "engine_restarting"
+    assert own_server.http.post("/v1/completions", json={"prompt": "Hi"}).status_code == 200
+
+
+def test_a_server_whose_engine_hangs_is_not_alive(own_server):
+    own_server.engine.is_hung = True
+    assert statuses(own_server) == [503, 503, 200, 200]

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from server.engine.client import Order
 from server.engine.messages import Delta, FinishReason
-from server.errors import Overloaded
+from server.engine.streams import Order
+from server.errors import HeadraceError, Overloaded
 from server.generator import Generation, GenerationRequest, Piece
 
 LONGEST = 64
@@ -18,19 +18,27 @@ class Stream:
     def __init__(self, id: int) -> None:
         self.id = id
         self.cancels = 0
-        self._inbox: asyncio.Queue[Delta] = asyncio.Queue()
+        self._is_over = False
+        self._inbox: asyncio.Queue[Delta | HeadraceError] = asyncio.Queue()
 
     def say(self, text: str | bytes | list[int], finish: FinishReason | None = None, **fields: object) -> None:
         tokens = list(text.encode() if isinstance(text, str) else text)
         delta = Delta(self.id, tokens, **{"logprobs": None, "finish": finish, "cached_tokens": 0, **fields})
         self._inbox.put_nowait(delta)
 
+    def fail(self, error: HeadraceError) -> None:
+        self._inbox.put_nowait(error)
+        self._is_over = True
+
     def cancel(self) -> None:
-        self.cancels += 1
+        if not self._is_over:
+            self.cancels += 1
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         while True:
             delta = await self._inbox.get()
+            if isinstance(delta, HeadraceError):
+                raise delta
             yield delta
             if delta.finish is not None:
                 return

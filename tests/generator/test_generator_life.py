@@ -61,9 +61,8 @@ async def test_an_engines_error_comes_after_the_text_before_it_and_cancels_the_o
 
 async def test_an_engine_that_goes_away_ends_every_choice(generator: Generator, engine: Engine) -> None:
     generation = generator.start(request(n=2))
-    engine.failure = "the engine process ended unexpectedly"
     for stream in engine.streams:
-        stream.say([], "error", error="the engine is gone")
+        stream.fail(EngineGone("The engine has stopped."))
     with pytest.raises(EngineGone):
         await all_of(generation)
     assert [stream.cancels for stream in engine.streams] == [0, 0]
