@@ -72,6 +72,7 @@ class Supervisor:
                     return self._refusal
                 if self._first_load_s is None:
                     return f"the engine process ended {how} before it was ready"
+                log.warning("engine ended", how=how, hung=self.is_hung, fruitless=not self._is_fruitful)
                 fruitless = 1 if self._is_fruitful else fruitless + 1
                 if self._lose("hang" if self.is_hung else "crash"):
                     fruitless = 0
@@ -105,7 +106,6 @@ class Supervisor:
             watching.cancel()
         how = await child.end()
         self._is_fruitful |= self._up.is_set() and time.monotonic() - self._up_since > _SETTLED_S
-        log.warning("engine ended", pid=child.pid, how=how, hung=self.is_hung)
         return how
 
     def _note(self, message: FromEngine, age_s: float) -> None:
