@@ -1,4 +1,4 @@
-"""Loads a model onto a device, warms it up and runs batches."""
+"""Runs batches through a model: warms it up, records its forward pass, chooses the tokens."""
 
 import torch
 from torch import Tensor

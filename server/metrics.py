@@ -195,11 +195,12 @@ class Metrics(Collector):
         self._engine.model, self._engine.ready = model, ready
 
     def step(self, stats: Stats) -> None:
-        """The engine has made a step."""
+        """The engine has made a step, or, without tokens, tells of cancels that left it none to make."""
         self._engine.stats = stats
-        self._engine.last_step = time.monotonic()
-        self._step.observe(stats.step_seconds)
-        self._step_length.observe(stats.step_tokens)
+        if stats.step_tokens:
+            self._engine.last_step = time.monotonic()
+            self._step.observe(stats.step_seconds)
+            self._step_length.observe(stats.step_tokens)
 
     def engine_restarted(self, cause: Cause, resumed: int) -> None:
         """The engine has ended, another takes its place and goes on with so many sequences."""

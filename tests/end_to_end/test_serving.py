@@ -98,15 +98,26 @@ def raw_request(server: RunningServer, **fields: object) -> socket.socket:
 LONG = {"prompt": "x" * 200, "max_tokens": 300}
 
 
+def departures_and_steps(server: RunningServer) -> tuple[float, float]:
+    """Both as of one moment."""
+    text = httpx.get(f"{server.url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return float(values["headrace_client_disconnects_total"]), float(values["headrace_step_seconds_count"])
+
+
 @pytest.mark.parametrize("is_streaming", [True, False])
-def test_a_client_that_leaves_frees_its_blocks(tiny_server: RunningServer, is_streaming: bool) -> None:
-    left = tiny_server.metric("headrace_client_disconnects_total")
+def test_a_client_that_leaves_frees_its_blocks_within_two_steps(tiny_server: RunningServer, is_streaming: bool) -> None:
+    left, _ = departures_and_steps(tiny_server)
     generated = tiny_server.metric("headrace_generation_tokens_total")
     connection = raw_request(tiny_server, stream=is_streaming, **LONG)
     wait_until(lambda: used_blocks(tiny_server) > 0)
     connection.close()
+    seen = [departures_and_steps(tiny_server)]
+    wait_until(lambda: seen.append(departures_and_steps(tiny_server)) or seen[-1][0] > left)
     wait_until(lambda: used_blocks(tiny_server) == 0)
-    wait_until(lambda: tiny_server.metric("headrace_client_disconnects_total") == left + 1)
+    departures, steps = departures_and_steps(tiny_server)
+    assert departures == left + 1
+    assert steps - seen[-1][1] <= 2
     assert tiny_server.metric("headrace_generation_tokens_total") - generated < LONG["max_tokens"], "it ran to its end"
 
 
