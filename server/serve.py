@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from server.api.service import AppOptions
+from server.api.service import AppOptions, Service
 from server.app import create_app
 from server.config import ServeOptions
 from server.console.progress import ProgressBar
 from server.departure import Departure
 from server.engine.child import ENGINE
 from server.engine.client import EngineClient, Listener
-from server.engine.messages import Ready
+from server.engine.messages import ModelCard, Ready
 from server.engine.streams import Stages
 from server.engine.supervisor import Care
 from server.logs import Log, configure
@@ -61,6 +61,7 @@ class _Serving:
         self.metrics = Metrics(vllm_names=options.metrics_compat)
         listener = Listener(
             on_progress=self.bar,
+            on_card=self._on_card,
             on_ready=self._on_ready,
             on_stats=self.metrics.step,
             on_end=self._on_end,
@@ -82,8 +83,10 @@ class _Serving:
         )
         self.server = _Server(config)
         self.server.on_signal = self._on_signal
+        self.service: Service = app.state.service
+        self.loading_text: asyncio.Task[None] | None = None
         self.departure = Departure(
-            self.server, app.state.service, delay_s=options.drain_delay, timeout_s=options.drain_timeout
+            self.server, self.service, delay_s=options.drain_delay, timeout_s=options.drain_timeout
         )
 
     def run(self) -> int:
@@ -112,6 +115,16 @@ class _Serving:
         name = self.options.served_model_name or self.engine.card.name
         self.metrics.serving(name, ready)
         log.info("ready", model=name, device=ready.device, dtype=ready.dtype, longest=self.engine.longest)
+
+    def _on_card(self, _: ModelCard) -> None:
+        """The text tools load beside the weights, and what is wrong with them is known before anyone asks."""
+        self.loading_text = self.loading_text or asyncio.create_task(self._load_text())
+
+    async def _load_text(self) -> None:
+        try:
+            await self.service.model()
+        except ValueError as error:
+            self._on_failure(f"{self.options.model}: {error}")
 
     def _on_end(self, stages: Stages) -> None:
         self.metrics.sequence_ended(queue_s=stages.queue_s, prefill_s=stages.prefill_s, decode_s=stages.decode_s)

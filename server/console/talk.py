@@ -14,7 +14,7 @@ from model.batch import Sampling
 from server.config import Count, EngineOptions
 from server.console.progress import ProgressBar
 from server.engine.client import EngineClient, Listener
-from server.engine.messages import Ready
+from server.engine.messages import ModelCard, Ready
 from server.generator import GenerationRequest
 from server.text_tools import TextTools, load_text
 
@@ -86,9 +86,16 @@ async def opened(options: TalkOptions) -> AsyncIterator[Talk]:
         bar.close()
         if engine.failure is not None or engine.card is None:
             raise EngineFailed(engine.failure)
-        yield Talk(options, engine, await asyncio.to_thread(load_text, engine.card, engine))
+        yield Talk(options, engine, await _load_text(engine.card, engine))
     finally:
         await engine.stop()
+
+
+async def _load_text(card: ModelCard, engine: EngineClient) -> TextTools:
+    try:
+        return await asyncio.to_thread(load_text, card, engine)
+    except ValueError as error:
+        raise EngineFailed(str(error)) from error
 
 
 def complain(error: EngineFailed) -> int:

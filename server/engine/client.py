@@ -40,6 +40,7 @@ class Listener:
     """Who else wants to know what the engine says."""
 
     on_progress: Callable[[Progress], None] = lambda progress: None  # of the first start
+    on_card: Callable[[ModelCard], None] = lambda card: None  # whenever an engine has read the checkpoint's header
     on_ready: Callable[[Ready], None] = lambda ready: None  # whenever one is
     on_stats: Callable[[Stats], None] = lambda stats: None  # after every step
     on_end: Callable[[Stages], None] = lambda stages: None  # of a sequence, whichever way
@@ -218,6 +219,7 @@ class EngineClient:
                     self._listener.on_progress(message)
             case ModelCard():
                 self.card = message
+                self._listener.on_card(message)
             case Ready():
                 self._resume(message)
 

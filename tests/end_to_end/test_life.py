@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from support import command, running_server, wait_until
 
 FAILURE_LIMIT_S = 10.0
+PROGRESS = ("headrace: loading weights", "headrace: warming up")
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -89,6 +90,13 @@ def _of_an_unknown_family(model: Path, folder: Path) -> Path:
     return broken
 
 
+def _with_a_broken_template(model: Path, folder: Path) -> Path:
+    broken = Path(shutil.copytree(model, folder / "untold"))
+    config = (broken / "tokenizer_config.json").read_text()
+    (broken / "tokenizer_config.json").write_text(config.replace("{% endfor %}", "{% endfur %}"))
+    return broken
+
+
 def _torn(model: Path, folder: Path) -> Path:
     broken = Path(shutil.copytree(model, folder / "torn"))
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
@@ -101,6 +109,7 @@ CASES = {
     "lacking a tensor": (_without_a_tensor, "model.layers.1.mlp.up_proj.weight"),
     "of another shape": (_of_another_shape, "shape"),
     "of an unknown family": (_of_an_unknown_family, "perceptron"),
+    "with a broken chat template": (_with_a_broken_template, "chat template"),
     "torn": (_torn, "model.safetensors"),
 }
 
@@ -114,7 +123,7 @@ def test_a_broken_model_is_one_line_within_ten_seconds(case: str, tiny_model: Pa
         command("serve", "--port", "0", "--model", str(path)), capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 1
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith("headrace: loading")]
+    lines = [line for line in ended.stderr.splitlines() if line not in PROGRESS]
     assert len(lines) == 1
     assert str(path) in lines[0]
     assert reason in lines[0]
