@@ -52,11 +52,6 @@ class BlockPool:
         return len(self._free)
 
     @property
-    def free_blocks(self) -> tuple[int, ...]:
-        """The blocks whose content nobody may read again."""
-        return tuple(self._free)
-
-    @property
     def cached(self) -> int:
         return len(self._cached)
 

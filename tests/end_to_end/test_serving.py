@@ -64,8 +64,8 @@ def test_streamed_bytes_of_any_kind_make_the_unstreamed_text(tiny_server: Runnin
 @pytest.mark.parametrize(
     "text", ["naïve", "漢字", "👩‍👩‍👧‍👦", "e\u0301", "\U0001f1eb\U0001f1f7", "\U000e0041\U0010fffd"]
 )
-def test_forced_text_of_every_plane_arrives_whole(tiny_server: RunningServer, text: str) -> None:
-    """Each byte is forced by a bias, and echoed prompts are cut within code points nowhere."""
+def test_echoed_text_of_every_plane_arrives_whole(tiny_server: RunningServer, text: str) -> None:
+    """Text of every plane that comes token by token is in `tests/text`, where no model must be made to write it."""
     whole = complete(tiny_server, prompt=text, echo=True, max_tokens=1, seed=1)
     chunks = streamed(tiny_server, prompt=text, echo=True, max_tokens=1, seed=1)
     assert str(whole["text"]).startswith(text)
