@@ -1,14 +1,14 @@
 // How activations are quantised: 16 (or 8) bits under one scale per 32 values, laid out as the products read them.
 #pragma once
-#include "panels.h"
+#include "lanes.h"
 
 namespace headrace::HEADRACE_LEVEL {
 
-// Rows of activations that share a tile of the product: with two panels, as many as leave its sums in registers.
-constexpr int kTileRows = 4;
+// Rows of activations that share a tile of the product: as many as leave its sums in registers.
+constexpr int kTileRows = kVectors == 1 ? 8 : 4;
 
 // Columns 4i..4i+3 are the int16 pairs (4i, 4i+2) and (4i+1, 4i+3): the halves of a weight vector's 16-bit words.
-struct Wide {
+struct Int16 {
     static constexpr int kLimit = 32767, kLanesPerBlock = 16;
     INLINE void pack(const int32_t* n, int32_t* lane, int stride) {
         for (int i = 0; i < kBlockColumns; i += 4) {
@@ -18,8 +18,8 @@ struct Wide {
     }
 };
 
-// Columns 4i..4i+3 are the four bytes of a lane. Opt-in: on SmolLM2-135M it costs a KL of 0.0024, Wide costs 7e-8.
-struct Narrow {
+// Columns 4i..4i+3 are the four bytes of a lane. Opt-in: on SmolLM2-135M it costs a KL of 0.0024, Int16 costs 7e-8.
+struct Int8 {
     static constexpr int kLimit = 127, kLanesPerBlock = 8;
     INLINE void pack(const int32_t* n, int32_t* lane, int stride) {
         for (int i = 0; i < kBlockColumns; i += 4)

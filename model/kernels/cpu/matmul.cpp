@@ -8,88 +8,83 @@
 namespace headrace::HEADRACE_LEVEL {
 namespace {
 
-// Sums of a tile: rows x panels. Integer sums are exact, so short tiles may spread theirs over more registers (kSplit)
-// to keep the multipliers busy.
-template <int Rows, int Panels>
+// Integer sums of a tile. They are exact, so short tiles may spread theirs over more registers (kSplit) to keep the
+// multipliers busy.
+template <int Rows>
 struct Sums {
-    static constexpr int kSplit = Rows * Panels >= 6 ? 1 : Rows * Panels >= 3 ? 2 : 4;
-    Ints part[kSplit][Rows][Panels]{};
+    static constexpr int kSplit = Rows * kVectors >= 6 ? 1 : Rows * kVectors >= 3 ? 2 : 4;
+    RowInts part[kSplit][Rows][kVectors]{};
 };
 
-template <int Rows, int Panels, class S>
-INLINE void multiply(S& sums, int step, const Ints (&w)[Panels], const int32_t* lanes) {
-    UNROLL for (int row = 0; row < Rows; ++row) {
-        const Ints a = splat(lanes[row]);
-        UNROLL for (int p = 0; p < Panels; ++p) {
-            Ints& acc = sums.part[step % S::kSplit][row][p];
-            acc = dot2(acc, w[p], a);
+template <int Rows>
+INLINE void multiply(Sums<Rows>& sums, int step, const RowInts (&w)[kVectors], const int32_t* lanes) {
+    UNROLL for (int row = 0; row < Rows; ++row)
+        UNROLL for (int v = 0; v < kVectors; ++v) {
+            RowInts& acc = sums.part[step % Sums<Rows>::kSplit][row][v];
+            acc = dot2(acc, w[v], lanes[row]);
             settle(acc);
         }
-    }
 }
 
-typedef uint16_t Unsigned16 __attribute__((vector_size(32)));
-typedef int16_t Signed16 __attribute__((vector_size(32)));
+typedef uint16_t Unsigned16 __attribute__((vector_size(sizeof(RowInts))));
+typedef int16_t Signed16 __attribute__((vector_size(sizeof(RowInts))));
 
-template <class B, int Panels>
-using Blocks = const B* const (&)[Panels];
-
-// 16-bit activations: adds the products of one group of columns.
-template <class B, int Rows, int Panels, class S>
-INLINE void add_group(S& sums, Blocks<B, Panels> block, const Activations<Wide>& a, int group) {
-    constexpr int kVectors = B::kBits / B::kGroups;
-    Ints packed[Panels], w[Panels];
-    for (int j = group * kVectors; j < (group + 1) * kVectors; ++j) {
-        UNROLL for (int p = 0; p < Panels; ++p) packed[p] = load_bits(block[p]->quants[j]);
+// 16-bit activations: adds the products of one group of columns. `row` is the tile's first.
+template <int Rows, class B>
+INLINE void add_group(Sums<Rows>& sums, const B& block, const Activations<Int16>& a, int row, int group) {
+    constexpr int kLines = B::kBits / B::kGroups;
+    RowInts line[kVectors], w[kVectors];
+    for (int j = group * kLines; j < (group + 1) * kLines; ++j) {
+        UNROLL for (int v = 0; v < kVectors; ++v) line[v] = load_line(block.quants[j] + v * sizeof(RowInts));
         if constexpr (B::kBits == 4) {
             constexpr int kLane[4] = {0, 8, 1, 9};  // columns (4j, +2), (16+4j, +2), (4j+1, +2), (17+4j, +2)
             UNROLL for (int i = 0; i < 4; ++i) {
-                UNROLL for (int p = 0; p < Panels; ++p) w[p] = (Ints)((Unsigned16)packed[p] >> 4 * i) & 0x000f000f;
-                multiply<Rows, Panels>(sums, i, w, a.lanes[2 * j + kLane[i]]);
+                UNROLL for (int v = 0; v < kVectors; ++v) w[v] = (RowInts)((Unsigned16)line[v] >> 4 * i) & 0x000f000f;
+                multiply<Rows>(sums, i, w, a.lanes[2 * j + kLane[i]] + row);
             }
         } else {
-            UNROLL for (int p = 0; p < Panels; ++p) w[p] = (Ints)((Signed16)packed[p] << 8 >> 8);
-            multiply<Rows, Panels>(sums, 0, w, a.lanes[2 * j]);
-            UNROLL for (int p = 0; p < Panels; ++p) w[p] = (Ints)((Signed16)packed[p] >> 8);
-            multiply<Rows, Panels>(sums, 1, w, a.lanes[2 * j + 1]);
+            UNROLL for (int v = 0; v < kVectors; ++v) w[v] = (RowInts)((Signed16)line[v] << 8 >> 8);
+            multiply<Rows>(sums, 0, w, a.lanes[2 * j] + row);
+            UNROLL for (int v = 0; v < kVectors; ++v) w[v] = (RowInts)((Signed16)line[v] >> 8);
+            multiply<Rows>(sums, 1, w, a.lanes[2 * j + 1] + row);
         }
     }
-    UNROLL for (int part = 1; part < S::kSplit; ++part)
-        UNROLL for (int row = 0; row < Rows; ++row)
-            UNROLL for (int p = 0; p < Panels; ++p) sums.part[0][row][p] += sums.part[part][row][p];
+    UNROLL for (int part = 1; part < Sums<Rows>::kSplit; ++part)
+        UNROLL for (int r = 0; r < Rows; ++r)
+            UNROLL for (int v = 0; v < kVectors; ++v) sums.part[0][r][v] += sums.part[part][r][v];
 }
 
 // 8-bit activations and 4-bit weights.
-template <class B, int Rows, int Panels, class S>
-INLINE void add_group(S& sums, Blocks<B, Panels> block, const Activations<Narrow>& a, int) {
+template <int Rows, class B>
+INLINE void add_group(Sums<Rows>& sums, const B& block, const Activations<Int8>& a, int row, int) {
     static_assert(B::kBits == 4);
-    Ints packed[Panels], w[Panels];
+    RowInts line[kVectors], w[kVectors];
     for (int j = 0; j < 4; ++j) {
-        UNROLL for (int p = 0; p < Panels; ++p) packed[p] = load_bits(block[p]->quants[j]);
+        UNROLL for (int v = 0; v < kVectors; ++v) line[v] = load_line(block.quants[j] + v * sizeof(RowInts));
         UNROLL for (int high = 0; high < 2; ++high) {
-            UNROLL for (int p = 0; p < Panels; ++p) w[p] = (Ints)((Unsigned16)packed[p] >> 4 * high) & 0x0f0f0f0f;
-            UNROLL for (int row = 0; row < Rows; ++row) {
-                const Ints values = splat(a.lanes[j + 4 * high][row]);
-                UNROLL for (int p = 0; p < Panels; ++p) {
-                    sums.part[0][row][p] = quads_add(sums.part[0][row][p], w[p], values);
-                    settle(sums.part[0][row][p]);
+            UNROLL for (int v = 0; v < kVectors; ++v) w[v] = (RowInts)((Unsigned16)line[v] >> 4 * high) & 0x0f0f0f0f;
+            UNROLL for (int r = 0; r < Rows; ++r)
+                UNROLL for (int v = 0; v < kVectors; ++v) {
+                    sums.part[0][r][v] = quads_add(sums.part[0][r][v], w[v], a.lanes[j + 4 * high][row + r]);
+                    settle(sums.part[0][r][v]);
                 }
-            }
         }
     }
-    UNROLL for (int row = 0; row < Rows; ++row)
-        UNROLL for (int p = 0; p < Panels; ++p) sums.part[0][row][p] = quads_total(sums.part[0][row][p]);
+    UNROLL for (int r = 0; r < Rows; ++r)
+        UNROLL for (int v = 0; v < kVectors; ++v) sums.part[0][r][v] = quads_total(sums.part[0][r][v]);
 }
 
-// out [Rows, Panels * 8] += the products of one group under its scales.
-template <class B, int Rows, int Panels, class S, class A>
-INLINE void add_scaled(Floats (&out)[Rows][Panels], const S& sums, Blocks<B, Panels> block, const A& a, int group) {
-    UNROLL for (int row = 0; row < Rows; ++row)
-        UNROLL for (int p = 0; p < Panels; ++p) {
-            const Ints total = sums.part[0][row][p] - B::kOffset * a.sums[row];
-            out[row][p] = fma(to_floats(total), load(block[p]->scale[group]) * a.scales[row], out[row][p]);
+// out [Rows, kPanelRows] += the products of one group under its scales.
+template <int Rows, class B, class A>
+INLINE void add_scaled(RowFloats (&out)[Rows][kVectors], const Sums<Rows>& sums, const B& block, const A& a, int row,
+                       int group) {
+    UNROLL for (int r = 0; r < Rows; ++r)
+        UNROLL for (int v = 0; v < kVectors; ++v) {
+            const RowInts total = sums.part[0][r][v] - B::kOffset * a.sums[row + r];
+            const RowFloats scale = load_rows(block.scale[group], v) * a.scales[row + r];
+            out[r][v] = fma(to_row_floats(total), scale, out[r][v]);
             if constexpr (B::kHasMinimum)
-                out[row][p] = fma(load(block[p]->minimum[group]), splat(a.masses[row]), out[row][p]);
+                out[r][v] = fma(load_rows(block.minimum[group], v), all_lanes(a.masses[row + r]), out[r][v]);
         }
 }
 
@@ -100,49 +95,43 @@ struct Product {
     const A* activations;  // tiles of quantised rows
     int64_t blocks;        // of a row
 
-    template <int Rows, int Panels>
-    void tile(int64_t tile_index, int64_t panel) const {
+    // Rows row.. against one panel. The first to pass over it asks for what comes next, up to `end`.
+    template <int Rows>
+    void tile(int64_t row, int64_t panel, bool is_first, const B* end) const {
         const B* weights = static_cast<const B*>(args.panels) + panel * blocks;
-        const A* a = activations + tile_index * blocks;
-        Floats out[Rows][Panels]{};
+        const A* a = activations + row / kTileRows * blocks;
+        const int inside = int(row % kTileRows);
+        RowFloats out[Rows][kVectors]{};
         for (int64_t b = 0; b < blocks; ++b) {
-            const B* block[Panels];
-            UNROLL for (int p = 0; p < Panels; ++p) {
-                block[p] = weights + p * blocks + b;
-                if (tile_index == 0) prefetch(block[p] + Panels * blocks, sizeof(B));
-            }
+            if (is_first) stream(reinterpret_cast<const char*>(weights + b), sizeof(B), end);
             UNROLL for (int group = 0; group < B::kGroups; ++group) {
-                Sums<Rows, Panels> sums;
-                add_group<B, Rows, Panels>(sums, block, a[b], group);
-                add_scaled<B, Rows, Panels>(out, sums, block, a[b], group);
+                Sums<Rows> sums;
+                add_group<Rows>(sums, weights[b], a[b], inside, group);
+                add_scaled<Rows>(out, sums, weights[b], a[b], inside, group);
             }
         }
-        UNROLL for (int row = 0; row < Rows; ++row)
-            UNROLL for (int p = 0; p < Panels; ++p)
-                store_outputs(args, tile_index * kTileRows + row, panel + p, out[row][p]);
+        UNROLL for (int r = 0; r < Rows; ++r)
+            UNROLL for (int v = 0; v < kVectors; ++v) store_outputs(args, row + r, panel, v, out[r][v]);
     }
 
-    template <int Panels>
-    void tile_of(int64_t rows, int64_t tile_index, int64_t panel) const {
-        switch (rows) {
-            case 1: return tile<1, Panels>(tile_index, panel);
-            case 2: return tile<2, Panels>(tile_index, panel);
-            case 3: return tile<3, Panels>(tile_index, panel);
-            default: return tile<4, Panels>(tile_index, panel);
-        }
+    // Some of `left` rows; how many.
+    int64_t some(int64_t left, int64_t row, int64_t panel, bool is_first, const B* end) const {
+        if constexpr (kTileRows == 8)
+            if (left >= 8) return tile<8>(row, panel, is_first, end), 8;
+        if (left >= 4) return tile<4>(row, panel, is_first, end), 4;
+        if (left >= 2) return tile<2>(row, panel, is_first, end), 2;
+        return tile<1>(row, panel, is_first, end), 1;
     }
 
-    // All rows against two panels at a time, which stay in the first-level cache meanwhile; the rows in slices that
-    // stay in the second.
+    // All rows against one panel at a time, which stays in the first-level cache meanwhile; the rows in slices that stay
+    // in the second.
     void panels(int64_t first, int64_t last) const {
         constexpr int64_t kSlice = 64;
+        const B* end = static_cast<const B*>(args.panels) + last * blocks;
         for (int64_t slice = 0; slice < args.rows; slice += kSlice) {
-            const int64_t end = slice + kSlice < args.rows ? slice + kSlice : args.rows;
-            for (int64_t panel = first; panel < last; panel += 2)
-                for (int64_t row = slice; row < end; row += kTileRows) {
-                    if (panel + 1 < last) tile_of<2>(end - row, row / kTileRows, panel);
-                    else tile_of<1>(end - row, row / kTileRows, panel);
-                }
+            const int64_t stop = slice + kSlice < args.rows ? slice + kSlice : args.rows;
+            for (int64_t panel = first; panel < last; ++panel)
+                for (int64_t row = slice; row < stop;) row += some(stop - row, row, panel, row == 0, end);
         }
     }
 };
@@ -158,7 +147,7 @@ void multiply_quantized(const LinearArgs& args) {
         quantize<Precision>(args.x, args.in, first * kTileRows, end, activations);
     });
     const Product<B, A> product{args, activations, blocks};
-    parallel_ranges(panels_of(args), panels_at_a_time(blocks * sizeof(B)),
+    parallel_ranges(panels_of(args), panels_at_a_time(args, blocks * sizeof(B)),
                     [&](int64_t first, int64_t last) { product.panels(first, last); });
 }
 
@@ -167,8 +156,8 @@ void multiply_quantized(const LinearArgs& args) {
 template <class B>
 void linear_quantized(const LinearArgs& args) {
     if constexpr (B::kBits == 4)
-        if (args.precision == kInt8) return multiply_quantized<B, Narrow>(args);
-    multiply_quantized<B, Wide>(args);  // 8-bit weights gain nothing from 8-bit activations
+        if (args.precision == kInt8) return multiply_quantized<B, Int8>(args);
+    multiply_quantized<B, Int16>(args);  // 8-bit weights gain nothing from 8-bit activations
 }
 
 template void linear_quantized<Q4_0>(const LinearArgs&);

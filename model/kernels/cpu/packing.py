@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: panels of eight rows (`panels.h`), repacked without loss."""
+"""Weights as the kernels read them: panels of sixteen rows (`panels.h`), repacked without loss."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from model.quantization.dequantize import split_groups
 from model.quantization.formats import Format
 from model.quantization.packed import SLAB_WEIGHTS
 
-PANEL_ROWS = 8
+PANEL_ROWS = 16
 BLOCK_COLUMNS = 32
 
 
@@ -94,7 +94,7 @@ def _pack_rows(form: Format, data: Tensor) -> Tensor:
 
 
 def _interleave(parts: Tensor) -> Tensor:
-    """[rows, n, parts of each] -> [panels, n, parts of each, 8]."""
+    """[rows, n, parts of each] -> [panels, n, parts of each, 16]."""
     missing = -len(parts) % PANEL_ROWS
     padded = F.pad(parts, (0, 0, 0, 0, 0, missing)) if missing else parts
     return padded.reshape(-1, PANEL_ROWS, *parts.shape[1:]).permute(0, 2, 3, 1)

@@ -1,26 +1,23 @@
-// How packed weights lie in memory: panels of eight output rows, so that a vector's lanes are rows and no sum ever
+// How packed weights lie in memory: panels of sixteen output rows, so that a vector's lanes are rows and no sum ever
 // crosses lanes.
 //
-// A panel is its rows' blocks of 32 columns, in order. In a block, the four bytes of lane r of a vector belong to row r.
-// With 4 bits, byte t of vector j (0..3) holds column 4j + t in its low nibble and column 16 + 4j + t in its high one,
-// which is GGML's own order. With 8 bits, byte t of vector j (0..7) holds column 4j + t.
-// `model/kernels/cpu/packing.py` writes this layout.
+// A panel is its rows' blocks of 32 columns, in order, so that a thread reads a matrix from front to back. In a block,
+// the four bytes of lane r of a quant line belong to row r. With 4 bits, byte t of line j (0..3) holds column 4j + t in
+// its low nibble and column 16 + 4j + t in its high one, which is GGML's own order. With 8 bits, byte t of line j (0..7)
+// holds column 4j + t. `model/kernels/cpu/packing.py` writes this layout.
 #pragma once
 #include "simd.h"
 
 namespace headrace::HEADRACE_LEVEL {
 
-constexpr int kPanelRows = 8;
+constexpr int kPanelRows = 16;
 constexpr int kBlockColumns = 32;
 
 template <class T>
-struct Eight {
+struct PerRow {
     T values[kPanelRows];
 };
 struct Nothing {};
-INLINE Floats load(const Eight<Half>& eight) { return load(eight.values); }
-INLINE Floats load(const Eight<float>& eight) { return load(eight.values); }
-INLINE Floats load(const Nothing&) { return Floats{}; }
 
 // weight = scale * (quant - Offset) + minimum. Scale is float or Half, Minimum the same or Nothing; a group of
 // 32 / Groups columns shares them. Quants are unsigned with 4 bits and signed with 8.
@@ -30,20 +27,20 @@ struct Block {
     static constexpr bool kHasMinimum = sizeof(Minimum) > 1;
 
     uint8_t quants[Bits][kPanelRows * 4];
-    Eight<Scale> scale[Groups];
+    PerRow<Scale> scale[Groups];
     Minimum minimum[kHasMinimum ? Groups : 0];
 };
 
 using Q4_0 = Block<4, Half, Nothing, 8>;
-using Q4_1 = Block<4, Half, Eight<Half>>;
+using Q4_1 = Block<4, Half, PerRow<Half>>;
 using Q8_0 = Block<8, Half>;                  // also Q5_0
-using Q5_1 = Block<8, Half, Eight<Half>>;
-using Q4_K = Block<4, float, Eight<float>>;
-using Q5_K = Block<8, float, Eight<float>>;
+using Q5_1 = Block<8, Half, PerRow<Half>>;
+using Q4_K = Block<4, float, PerRow<float>>;
+using Q5_K = Block<8, float, PerRow<float>>;
 using Q6_K = Block<8, float, Nothing, 0, 2>;  // also Q3_K
-static_assert(sizeof(Q4_0) == 144 && sizeof(Q4_1) == 160 && sizeof(Q8_0) == 272 && sizeof(Q6_K) == 320);
+static_assert(sizeof(Q4_0) == 288 && sizeof(Q4_1) == 320 && sizeof(Q8_0) == 544 && sizeof(Q6_K) == 640);
 
-// A dense panel: for each column in order, its eight weights.
+// A dense panel: for each column in order, its sixteen weights.
 template <class T>
 struct Column {
     T weights[kPanelRows];

@@ -11,8 +11,7 @@ static inline void parallel(int units, const Body& body) {
     run_units(units, [](void* context, int unit) { (*static_cast<const Body*>(context))(unit); }, (void*)&body);
 }
 
-// body(first, last) for ranges that cover 0..items-1, `grain` items each. Nothing at all is fine: a step may have no row
-// whose logits are wanted.
+// body(first, last) for ranges that cover 0..items-1, `grain` items each. Nothing at all is fine.
 template <class Body>
 static inline void parallel_ranges(int64_t items, int64_t grain, const Body& body) {
     if (items == 0) return;

@@ -1,7 +1,7 @@
 // What the products of quantised and dense weights share: how work is cut and how outputs are written.
 #pragma once
+#include "lanes.h"
 #include "operations.h"
-#include "panels.h"
 #include "parallel.h"
 
 namespace headrace::HEADRACE_LEVEL {
@@ -15,21 +15,26 @@ void linear_dense(const LinearArgs& args);
 
 INLINE int64_t panels_of(const LinearArgs& args) { return (args.out + kPanelRows - 1) / kPanelRows; }
 
-// An even number of panels, of about 16 KB: long enough to stream, short enough to share out evenly.
-INLINE int64_t panels_at_a_time(int64_t panel_bytes) {
-    const int64_t pairs = 16384 / (2 * panel_bytes);
-    return pairs > 1 ? 2 * pairs : 2;
+// How many panels a thread takes at a time: enough bytes to stream where few rows leave memory as the limit, and few
+// enough to share out evenly.
+INLINE int64_t panels_at_a_time(const LinearArgs& args, int64_t panel_bytes) {
+    const int64_t bytes = 65536 / (args.rows < 4 ? args.rows : 4);
+    return panel_bytes < bytes ? bytes / panel_bytes : 1;
 }
 
-// Writes one row's outputs of one panel; the last panel may be short.
-INLINE void store_outputs(const LinearArgs& args, int64_t row, int64_t panel, Floats value) {
-    const int64_t column = panel * kPanelRows, count = args.out - column;
+// Writes one row's outputs of vector v of a panel; the last panel may be short.
+INLINE void store_outputs(const LinearArgs& args, int64_t row, int64_t panel, int v, RowFloats value) {
+    const int64_t column = panel * kPanelRows + v * kRowLanes, count = args.out - column;
+    if (count <= 0) return;
+    const int64_t bytes = (count < kRowLanes ? count : kRowLanes) * sizeof(float);
     float* y = args.y + row * args.out + column;
-    if (count >= kPanelRows) {
-        store(y, args.bias ? value + load(args.bias + column) : value);
-    } else {
-        store_first(y, args.bias ? value + load_first(args.bias + column, count) : value, count);
+    if (args.bias) {
+        RowFloats bias{};
+        memcpy(&bias, args.bias + column, bytes);
+        value += bias;
     }
+    if (count >= kRowLanes) return store(y, value);
+    memcpy(y, &value, bytes);
 }
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -55,13 +55,13 @@ INLINE float weight_at(const Block<Bits, Scale, Minimum, Offset, Groups>& block,
     const int group = column * Groups / kBlockColumns, byte = lane * 4 + column % 4;
     const int quant = Bits == 4 ? block.quants[column % 16 / 4][byte] >> column / 16 * 4 & 15
                                 : int8_t(block.quants[column / 4 % Bits][byte]);
-    const float value = load(block.scale[group])[lane] * float(quant - Offset);
-    if constexpr (sizeof(Minimum) > 1) return value + load(block.minimum[group])[lane];
+    const float value = as_float(block.scale[group].values[lane]) * float(quant - Offset);
+    if constexpr (sizeof(Minimum) > 1) return value + as_float(block.minimum[group].values[lane]);
     return value;
 }
 template <class T>
 INLINE float weight_at(const Column<T>& column, int lane, int) {
-    return load(column.weights)[lane];
+    return as_float(column.weights[lane]);
 }
 
 template <class B>

@@ -1,4 +1,4 @@
-// What eight numbers at a time can do: GCC vector extensions, plus the few instructions they cannot express.
+// What a vector of numbers can do: GCC vector extensions, plus the few instructions they cannot express.
 //
 // Every source that includes this is compiled once per instruction-set level, each in its own namespace
 // (HEADRACE_LEVEL), and nothing here may have external linkage: a function compiled for AVX-512 must never be the copy
@@ -19,14 +19,14 @@
 
 namespace headrace::HEADRACE_LEVEL {
 
-constexpr int kLanes = 8;  // also on AVX-512: the 256-bit forms of its instructions lose nothing on Zen 4
+constexpr int kLanes = 8;
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 struct Half { uint16_t bits; };   // IEEE binary16
 struct Brain { uint16_t bits; };  // bfloat16
 
-INLINE Floats splat(float value) { return Floats{} + value; }
+INLINE Floats splat(float value) { return value - Floats{}; }  // minus zero changes nothing, so this only broadcasts
 INLINE Ints splat(int32_t value) { return Ints{} + value; }
 INLINE Ints lanes() { return Ints{0, 1, 2, 3, 4, 5, 6, 7}; }
 INLINE Floats as_floats(Ints bits) { return (Floats)bits; }
@@ -45,16 +45,6 @@ INLINE Ints load_bits(const void* from) {
 }
 INLINE void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
 
-// Makes gcc compute a sum of products here. It would move loads forward and additions back until it runs out of
-// registers: with separate additions the sum itself must be pinned, with fused ones pinning the loads is faster.
-INLINE void settle([[maybe_unused]] Ints& sum) {
-#if defined(__AVX512VNNI__)
-    asm volatile("" ::: "memory");
-#elif defined(__AVX2__)
-    asm volatile("" : "+x"(sum));
-#endif
-}
-
 // The first `count` of eight floats; the others read as zero and are not written.
 INLINE Floats load_first(const float* from, int64_t count) {
     Floats value{};
@@ -66,6 +56,14 @@ INLINE void store_first(float* to, Floats value, int64_t count) { memcpy(to, &va
 // Asks for memory that will be read soon; what lies there may be anything, or nothing.
 INLINE void prefetch(const void* from, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// While `bytes` from `here` on are used, asks for those kBytesAhead of them, up to `end`. They are to come into the
+// second-level cache, which can wait for more lines at once than the first.
+constexpr int64_t kBytesAhead = 4096;
+INLINE void stream(const char* here, int64_t bytes, const void* end) {
+    if (here + kBytesAhead + bytes > end) return;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(here + kBytesAhead + i, 0, 2);
 }
 
 INLINE Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
@@ -96,37 +94,6 @@ INLINE Ints round_to_ints(Floats x) {
     return as_bits(x + shift) - as_bits(shift);
 }
 
-// acc + w0 a0 + w1 a1 in each lane, where a lane holds two int16.
-INLINE Ints dot2(Ints acc, Ints w, Ints a) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return (Ints)_mm256_dpwssd_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
-#elif defined(__AVX2__)
-    return acc + (Ints)_mm256_madd_epi16((__m256i)w, (__m256i)a);
-#else
-    return acc + (w << 16 >> 16) * (a << 16 >> 16) + (w >> 16) * (a >> 16);
-#endif
-}
-
-// Sums of four products in each lane, where a lane of w holds four nibbles in bytes and one of a four int8. Up to eight
-// may be added up before `quads_total`: the 16-bit halves of AVX2's sums then stay below 8 * 2 * 15 * 127 = 30480.
-INLINE Ints quads_add(Ints acc, Ints w, Ints a) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return (Ints)_mm256_dpbusd_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
-#elif defined(__AVX2__)
-    return (Ints)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
-#else
-    for (int byte = 0; byte < 32; byte += 8) acc += (w << (24 - byte) >> 24) * (a << (24 - byte) >> 24);
-    return acc;
-#endif
-}
-INLINE Ints quads_total(Ints acc) {
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
-    return (Ints)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1));
-#else
-    return acc;
-#endif
-}
-
 // Eight numbers to and from the 16-bit formats, rounding to nearest even.
 INLINE Floats load(const Half* from) {
 #if defined(__F16C__)
@@ -147,6 +114,23 @@ INLINE void store(Half* to, Floats value) {
     for (int i = 0; i < kLanes; ++i) half[i] = (_Float16)value[i];
     memcpy(to, half, sizeof half);
 #endif
+}
+// One number from and to the formats of memory.
+INLINE float as_float(float value) { return value; }
+INLINE float as_float(Half value) {
+#if defined(__F16C__)
+    return _cvtsh_ss(value.bits);
+#else
+    _Float16 half;
+    memcpy(&half, &value, sizeof half);
+    return (float)half;
+#endif
+}
+INLINE float as_float(Brain value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
 }
 INLINE void store_one(float* to, float value) { *to = value; }
 INLINE void store_one(Half* to, float value) {
