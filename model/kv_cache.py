@@ -10,7 +10,8 @@ BLOCK_SIZE = 16  # positions
 
 def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """What one block of positions takes over all layers."""
-    per_position = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+    scale_bytes = torch.float32.itemsize if dtype is torch.int8 else 0
+    per_position = 2 * config.num_kv_heads * (config.head_dim * dtype.itemsize + scale_bytes)
     return config.num_layers * BLOCK_SIZE * per_position
 
 
@@ -20,14 +21,22 @@ class KVCache:
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         keys = (num_blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
         values = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        scales = (2, num_blocks, config.num_kv_heads, BLOCK_SIZE)
         self.num_blocks = num_blocks
         self.layers = [
-            LayerCache(torch.empty(keys, dtype=dtype, device=device), torch.empty(values, dtype=dtype, device=device))
+            LayerCache(
+                torch.empty(keys, dtype=dtype, device=device),
+                torch.empty(values, dtype=dtype, device=device),
+                torch.empty(scales, device=device) if dtype is torch.int8 else None,
+            )
             for _ in range(config.num_layers)
         ]
 
     def poison(self, blocks: list[int]) -> None:
         """Makes every read of these blocks show: test mode calls it when they are freed."""
         for layer in self.layers:
-            layer.keys[blocks] = float("nan")
-            layer.values[blocks] = float("nan")
+            if layer.scales is not None:
+                layer.scales[:, blocks] = float("nan")  # integers cannot be
+            else:
+                layer.keys[blocks] = float("nan")
+                layer.values[blocks] = float("nan")

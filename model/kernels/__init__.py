@@ -12,9 +12,11 @@ def select(device: torch.device, dtype: torch.dtype, activations: str = "int16",
     """The fastest kernels that run on `device`, computing in `dtype`.
 
     `activations` ("int16" or "int8") is how the C++ kernels hold them against packed weights, and `threads` how many
-    of the processor's cores they share (all by default).
+    of the processor's cores they share (all by default). Raises ValueError where int8 is asked of other kernels.
     """
     fast = cpu.load(activations, threads=threads) if device.type == "cpu" and dtype == torch.float32 else None
+    if fast is None and activations != "int16":
+        raise ValueError(f"activations {activations} needs the C++ kernels, which compute in float32 on a CPU")
     # What fast kernels leave to torch is too small to share out, and its threads would fight theirs for the cores.
     torch.set_num_threads(1 if fast else threads or cpu.available_cores())
     return fast or Kernels(device, dtype)

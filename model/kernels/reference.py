@@ -16,6 +16,8 @@ from torch import Tensor
 
 from model.quantization import PackedTensor
 
+SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
+
 Weight = Tensor | PackedTensor  # a matrix as the checkpoint has it
 Prepared = object  # the same as a backend's products take it
 
@@ -36,14 +38,25 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's keys [N, G, d, B] (transposed: a score is then a row of products) and values [N, G, B, d]."""
+    """One layer's keys [N, G, d, B] (transposed: a score is then a row of products) and values [N, G, B, d].
+
+    In int8, every key and value has a scale of its own, which is its largest magnitude / 127.
+    """
 
     keys: Tensor
     values: Tensor
+    scales: Tensor | None = None  # of int8 keys and values: fp32 [2, N, G, B]
 
     @property
     def block_size(self) -> int:
         return self.values.shape[2]
+
+    def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys [n, G, d, B] and values [n, G, B, d] of n blocks, fp32."""
+        keys, values = self.keys[blocks].float(), self.values[blocks].float()
+        if self.scales is None:
+            return keys, values
+        return keys * self.scales[0, blocks].unsqueeze(2), values * self.scales[1, blocks].unsqueeze(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,9 @@ class Kernels:
     def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
         """Writes each row's key and value at its slot (block * B + offset, int64)."""
         blocks, offsets = slots_T // cache.block_size, slots_T % cache.block_size
+        if cache.scales is not None:
+            k_TGd, cache.scales[0, blocks, :, offsets] = _quantize(k_TGd)
+            v_TGd, cache.scales[1, blocks, :, offsets] = _quantize(v_TGd)
         cache.keys[blocks, :, :, offsets] = k_TGd.to(cache.keys.dtype)
         cache.values[blocks, :, offsets] = v_TGd.to(cache.values.dtype)
 
@@ -131,8 +147,9 @@ class Kernels:
         first_block = 0 if shape.window is None else max(0, span.start + 1 - shape.window) // size
         blocks = span.blocks[first_block : -(-span.stop // size)]
         length = span.stop - first_block * size
-        k_GdC = cache.keys[blocks].permute(1, 2, 0, 3).reshape(num_kv, head_dim, -1)[..., :length].float()
-        v_GCd = cache.values[blocks].permute(1, 0, 2, 3).reshape(num_kv, -1, head_dim)[:, :length].float()
+        k_NGdB, v_NGBd = cache.read(blocks)
+        k_GdC = k_NGdB.permute(1, 2, 0, 3).reshape(num_kv, head_dim, -1)[..., :length]
+        v_GCd = v_NGBd.permute(1, 0, 2, 3).reshape(num_kv, -1, head_dim)[:, :length]
 
         q_GRd = q_RHd.view(num_rows, num_kv, -1, head_dim).permute(1, 2, 0, 3).reshape(num_kv, -1, head_dim).float()
         scores_GRC = torch.matmul(q_GRd, k_GdC) * shape.scale  # R runs over (query head of the group, row)
@@ -175,3 +192,10 @@ class Kernels:
         """activation(gate) * up, where the first half of each row is gate and the second up -> [T, F/2]."""
         gate, up = gate_up_TF.chunk(2, dim=-1)
         return self.activate(gate, activation) * up
+
+
+def _quantize(x_TGd: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of magnitude 127 at most, and the scale [T, G] of each vector."""
+    largest_TG = x_TGd.float().abs().amax(-1)
+    inverse_TG = torch.where(largest_TG > SMALLEST_MAGNITUDE, 127 / largest_TG, 0.0)
+    return torch.round(x_TGd.float() * inverse_TG[..., None]), largest_TG / 127

@@ -56,13 +56,21 @@ def test_what_acts_on_rows_is_the_same_in_any_batch(kernels: CpuKernels) -> None
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize(
+    ("dtype", "window", "softcap"),
+    [
+        (torch.float32, None, None),
+        (torch.float32, 100, None),
+        (torch.float32, None, 20.0),
+        (torch.float16, 100, 20.0),
+        (torch.int8, 100, None),
+    ],
+)
 def test_attention_is_the_same_however_the_context_was_chunked(
-    kernels: CpuKernels, window: int | None, softcap: float | None
+    kernels: CpuKernels, dtype: torch.dtype, window: int | None, softcap: float | None
 ) -> None:
     length, shape = 540, AttentionShape(0.125, window, softcap)
-    cache, blocks = _filled(kernels, length)
+    cache, blocks = _filled(kernels, length, dtype)
     q_THd = torch.randn(length, 6, 64) * 3
     alone = torch.cat(
         [kernels.attention(q_THd[i : i + 1], cache, [Span(0, 1, i, blocks)], shape) for i in range(length)]
@@ -72,9 +80,10 @@ def test_attention_is_the_same_however_the_context_was_chunked(
         assert torch.equal(kernels.attention(q_THd, cache, spans, shape), alone)
 
 
-def _filled(kernels: CpuKernels, length: int) -> tuple[LayerCache, torch.Tensor]:
+def _filled(kernels: CpuKernels, length: int, dtype: torch.dtype) -> tuple[LayerCache, torch.Tensor]:
     num_blocks = -(-length // 16)
-    cache = LayerCache(torch.zeros(num_blocks, 2, 64, 16), torch.zeros(num_blocks, 2, 16, 64))
+    keys, values = torch.zeros(num_blocks, 2, 64, 16, dtype=dtype), torch.zeros(num_blocks, 2, 16, 64, dtype=dtype)
+    cache = LayerCache(keys, values, torch.zeros(2, num_blocks, 2, 16) if dtype is torch.int8 else None)
     slots = torch.arange(length)
     kernels.store(torch.randn(length, 2, 64), torch.randn(length, 2, 64), cache, slots)
     return cache, torch.arange(num_blocks)

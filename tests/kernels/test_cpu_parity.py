@@ -152,8 +152,11 @@ def test_sums_and_multiples_are_exact(kernels: CpuKernels, reference: Kernels, c
 
 def empty_cache(num_blocks: int, groups: int, head_dim: int, dtype: torch.dtype, size: int = 16) -> LayerCache:
     """Every number that is read without having been written shows."""
-    keys = torch.full((num_blocks, groups, head_dim, size), float("nan"), dtype=dtype)
-    return LayerCache(keys, torch.full((num_blocks, groups, size, head_dim), float("nan"), dtype=dtype))
+    nothing = 99 if dtype is torch.int8 else float("nan")
+    keys = torch.full((num_blocks, groups, head_dim, size), nothing, dtype=dtype)
+    values = torch.full((num_blocks, groups, size, head_dim), nothing, dtype=dtype)
+    scales = torch.full((2, num_blocks, groups, size), float("nan")) if dtype is torch.int8 else None
+    return LayerCache(keys, values, scales)
 
 
 def filled_cache(
@@ -170,15 +173,42 @@ def filled_cache(
     return cache, tables
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 def test_store(kernels: CpuKernels, reference: Kernels, dtype: torch.dtype) -> None:
-    heads = torch.randn(10, 7, 24)
+    heads = torch.randn(10, 7, 20)
+    heads[3, 4], heads[4, 6] = 0.0, torch.tensor([1e-35, *[0.0] * 19])
     slots = torch.randperm(5 * 16)[:10]
-    fast, plain = empty_cache(5, 2, 24, dtype), empty_cache(5, 2, 24, dtype)
+    fast, plain = empty_cache(5, 2, 20, dtype), empty_cache(5, 2, 20, dtype)
     kernels.store(heads[:, 3:5], heads[:, 5:], fast, slots)
     reference.store(heads[:, 3:5], heads[:, 5:], plain, slots)
     assert torch.equal(fast.keys.nan_to_num(99), plain.keys.nan_to_num(99))
     assert torch.equal(fast.values.nan_to_num(99), plain.values.nan_to_num(99))
+    if fast.scales is not None and plain.scales is not None:
+        assert torch.equal(fast.scales.nan_to_num(99), plain.scales.nan_to_num(99))
+
+
+def test_an_int8_cache_errs_by_half_a_step(kernels: CpuKernels) -> None:
+    cache, (blocks,) = filled_cache(kernels, [40], 2, 64, torch.int8)
+    plain = empty_cache(6, 2, 64, torch.float32)
+    k_TGd, v_TGd = torch.randn(40, 2, 64), torch.randn(40, 2, 64)
+    slots = blocks[torch.arange(40) // 16] * 16 + torch.arange(40) % 16
+    kernels.store(k_TGd, v_TGd, cache, slots)
+    kernels.store(k_TGd, v_TGd, plain, slots)
+    assert cache.scales is not None
+    for quantised, exact, scales in zip(cache.read(blocks), plain.read(blocks), cache.scales, strict=True):
+        error = (quantised - exact)[quantised.isfinite() & exact.isfinite()].abs()
+        assert 0 < error.max() <= 0.5001 * scales[blocks].nan_to_num().max()
+
+
+def test_a_bad_value_shows_through_an_int8_cache(kernels: CpuKernels) -> None:
+    cache, (blocks,) = filled_cache(kernels, [20], 1, 64, torch.int8)
+    k_TGd, v_TGd = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
+    v_TGd[0, 0, 7] = float("nan")
+    kernels.store(k_TGd, v_TGd, cache, blocks[1:] * 16)
+    spans, shape = [Span(0, 1, 15, blocks), Span(1, 2, 19, blocks)], AttentionShape(0.125, None, None)
+    out = kernels.attention(torch.randn(2, 1, 64), cache, spans, shape)
+    assert out[0].isfinite().all()
+    assert not out[1].isfinite().any()
 
 
 SHAPES = [  # query heads, KV heads, head size
@@ -186,7 +216,7 @@ SHAPES = [  # query heads, KV heads, head size
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 @pytest.mark.parametrize(("heads", "groups", "head_dim"), SHAPES)
 def test_attention_over_several_sequences(
     kernels: CpuKernels, reference: Kernels, heads: int, groups: int, head_dim: int, dtype: torch.dtype

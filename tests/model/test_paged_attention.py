@@ -128,8 +128,9 @@ def test_a_window_forgets_the_blocks_before_it() -> None:
     assert torch.allclose(last, naive(q, k, v, shape)[49:], atol=1e-5)
 
 
-def test_a_block_takes_what_the_plan_counts() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_a_block_takes_what_the_plan_counts(dtype: torch.dtype) -> None:
     features = config(2)
-    cache = KVCache(features, 3, torch.float16, CPU)
-    held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-    assert held == 3 * block_bytes(features, torch.float16)
+    cache = KVCache(features, 3, dtype, CPU)
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values, layer.scales)]
+    assert sum(tensor.nbytes for tensor in tensors if tensor is not None) == 3 * block_bytes(features, dtype)

@@ -23,6 +23,8 @@ def make_runner(folder: Path) -> Runner:
         model=str(folder),
         device="cpu",
         dtype="float32",
+        activations="int16",
+        kv_dtype="auto",
         context_length=None,
         kv_memory=None,
         max_sequences=8,

@@ -37,15 +37,20 @@ struct Activations {
     float scales[kTileRows];
 };
 
-// The largest magnitude of 32 values; a NaN counts as larger than infinity, so that it reaches the outputs.
-INLINE float largest_magnitude(const float* x) {
+constexpr float kSmallestMagnitude = 1e-30f;  // whose inverse is a number still
+
+// The largest magnitude of `count` values; a NaN counts as larger than infinity, so that it reaches the outputs.
+INLINE float largest_magnitude(const float* x, int64_t count) {
     Ints most{};
-    for (int i = 0; i < kBlockColumns; i += kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
         const Ints bits = load_bits(x + i) & 0x7fffffff;
         most = bits > most ? bits : most;
     }
+    const Ints bits = as_bits(load_first(x + i, count - i)) & 0x7fffffff;
+    most = bits > most ? bits : most;
     int32_t top = 0;
-    for (int i = 0; i < kLanes; ++i) top = most[i] > top ? most[i] : top;
+    for (int lane = 0; lane < kLanes; ++lane) top = most[lane] > top ? most[lane] : top;
     float magnitude;
     memcpy(&magnitude, &top, sizeof magnitude);
     return magnitude;
@@ -54,8 +59,8 @@ INLINE float largest_magnitude(const float* x) {
 // x = scale * n + error, with |error| <= scale / 2.
 template <class Precision>
 INLINE void quantize_block(const float* x, Activations<Precision>* to, int row) {
-    const float magnitude = largest_magnitude(x);
-    const float inverse = magnitude > 1e-30f ? Precision::kLimit / magnitude : 0.0f;
+    const float magnitude = largest_magnitude(x, kBlockColumns);
+    const float inverse = magnitude > kSmallestMagnitude ? Precision::kLimit / magnitude : 0.0f;
     int32_t n[kBlockColumns];
     Ints total{};
     for (int i = 0; i < kBlockColumns; i += kLanes) {

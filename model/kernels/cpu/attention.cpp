@@ -60,7 +60,20 @@ struct Context {
     const T* values(int64_t position) const {
         return static_cast<const T*>(args.values) + base(position) + position % args.block_size * args.head_dim;
     }
+    // The scales of int8 keys from `position` on, up to the end of its block.
+    const float* key_scales(int64_t position) const {
+        return args.scales + (blocks[position / args.block_size] * args.groups + group) * args.block_size +
+               position % args.block_size;
+    }
+    const float* value_scales(int64_t position) const {
+        return key_scales(position) + args.num_blocks * args.groups * args.block_size;
+    }
 };
+
+template <class T>
+constexpr bool kIsScaled = false;
+template <>
+constexpr bool kIsScaled<Byte> = true;
 
 template <int Queries>
 using Scores = float (&)[Queries][kChunk];
@@ -87,6 +100,7 @@ INLINE void score(const Context<T>& context, const Query* queries, int64_t chunk
             UNROLL for (int half = 0; half < 2; ++half) {
                 const int64_t start = position + half * kLanes;
                 Floats value = sums[n][half] * args.scale;
+                if constexpr (kIsScaled<T>) value *= load(context.key_scales(start));
                 if (args.softcap > 0.0f) value = tanh(value / args.softcap) * args.softcap;
                 const Ints unseen = (lanes() < int32_t(queries[n].first - start)) | (lanes() >= int32_t(queries[n].last - start));
                 store(scores[n] + (start - chunk), choose(unseen, splat(kNothing), value));
@@ -106,6 +120,15 @@ INLINE void normalize(float* scores, int64_t count, Softmax& softmax) {
         total += weight;
     }
     softmax.total = sum(total);
+}
+
+// Multiplies weights with the scales of the values that they are for.
+template <class T>
+INLINE void scale_weights(const Context<T>& context, int64_t chunk, int64_t from, int64_t to, float* weights) {
+    for (int64_t position = from / kLanes * kLanes; position < to; position += kLanes) {
+        float* at = weights + (position - chunk);
+        store(at, load(at) * load(context.value_scales(position)));
+    }
 }
 
 // Weighted sums of values, `Vectors` vectors of dimensions from `dim` on.
@@ -150,7 +173,10 @@ void attend(const Context<T>& context, const Query* queries, int64_t chunk, Soft
     alignas(32) float scores[Queries][kChunk];
     score<Queries>(context, queries, chunk, from, to, scores);
     const int64_t start = (from - chunk) / 16 * 16, count = (to - chunk + 15) / 16 * 16 - start;
-    for (int n = 0; n < Queries; ++n) normalize(scores[n] + start, count, softmax[n]);
+    for (int n = 0; n < Queries; ++n) {
+        normalize(scores[n] + start, count, softmax[n]);
+        if constexpr (kIsScaled<T>) scale_weights(context, chunk, from, to, scores[n]);
+    }
 
     constexpr int kVectors = Queries <= 3 ? 4 : 2;
     int64_t i = 0;
@@ -238,8 +264,11 @@ void attend_all(const AttentionArgs& args) {
 }  // namespace
 
 void attention(const AttentionArgs* args) {
-    if (args->is_half) return attend_all<Half>(*args);
-    attend_all<float>(*args);
+    switch (args->type) {
+        case kFloatCache: return attend_all<float>(*args);
+        case kHalfCache: return attend_all<Half>(*args);
+        case kInt8Cache: return attend_all<Byte>(*args);
+    }
 }
 
 }  // namespace headrace::HEADRACE_LEVEL

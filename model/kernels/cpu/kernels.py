@@ -14,6 +14,7 @@ from model.kernels.cpu.tape import Pool, Recorder, Tape
 from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
+CACHE_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
 POSITIONS_AT_ONCE = 16  # attention takes whole vectors of this many positions
 MAX_HEAD_DIM = 512
@@ -114,8 +115,9 @@ class CpuKernels(Kernels):
         keys, values = cache.keys, cache.values
         self.operations.store(
             library.store_args(
-                k_TGd.data_ptr(), v_TGd.data_ptr(), keys.data_ptr(), values.data_ptr(), slots_T.data_ptr(),
-                rows, groups, head_dim, keys.shape[3], k_TGd.stride(0), v_TGd.stride(0), keys.dtype is torch.float16,
+                k_TGd.data_ptr(), v_TGd.data_ptr(), keys.data_ptr(), values.data_ptr(), _address(cache.scales),
+                slots_T.data_ptr(), rows, groups, head_dim, keys.shape[3], len(keys),
+                k_TGd.stride(0), v_TGd.stride(0), CACHE_TYPES[keys.dtype],
             )
         )  # fmt: skip
 
@@ -129,9 +131,9 @@ class CpuKernels(Kernels):
         out = self._empty(rows, heads, head_dim)
         self.operations.attention(
             library.attention_args(
-                q_THd.data_ptr(), keys.data_ptr(), cache.values.data_ptr(), out.data_ptr(), self._listed(spans),
-                len(spans), heads, groups, head_dim, block_size, shape.window or 0, q_THd.stride(0),
-                keys.dtype is torch.float16, shape.scale, shape.softcap or 0.0,
+                q_THd.data_ptr(), keys.data_ptr(), cache.values.data_ptr(), _address(cache.scales), out.data_ptr(),
+                self._listed(spans), len(spans), heads, groups, head_dim, block_size, len(keys), shape.window or 0,
+                q_THd.stride(0), CACHE_TYPES[keys.dtype], shape.scale, shape.softcap or 0.0,
             )
         )  # fmt: skip
         return out

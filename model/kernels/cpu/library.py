@@ -16,15 +16,15 @@ embed_args = Struct("3P3q").pack  # ids panels y, rows columns kind
 norm_args = Struct("4P2qf").pack  # x weight bias y, rows columns, eps
 rotate_args = Struct("4P4q").pack  # x cos sin y, rows heads head_dim stride
 activate_args = Struct("2P4q").pack  # x y, rows columns activation gated
-store_args = Struct("5P7q").pack  # k v keys values slots, rows groups head_dim block_size k_stride v_stride is_half
-attention_args = Struct("5P8q2f").pack  # q keys values out spans, num_spans heads groups head_dim block_size window
-#                                         q_stride is_half, scale softcap
-
-
+store_args = Struct(
+    "6P8q"
+).pack  # k v keys values scales slots, rows groups head_dim block_size num_blocks k_stride v_stride type
+attention_args = Struct("6P9q2f").pack  # q keys values scales out spans, num_spans heads groups head_dim block_size
+#                                         num_blocks window q_stride type, scale softcap
 add_args = Struct("3P2qf").pack  # x other y, rows columns, factor
 
-POINTERS = {"linear": 4, "embed": 3, "rms_norm": 4, "layer_norm": 4, "rotate": 4, "activate": 2, "store": 5}
-POINTERS |= {"attention": 5, "add": 3}  # how many lead the arguments; the number of rows or spans comes next
+POINTERS = {"linear": 4, "embed": 3, "rms_norm": 4, "layer_norm": 4, "rotate": 4, "activate": 2, "store": 6}
+POINTERS |= {"attention": 6, "add": 3}  # how many lead the arguments; the number of rows or spans comes next
 
 
 @dataclass(frozen=True, slots=True)

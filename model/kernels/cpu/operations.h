@@ -54,15 +54,19 @@ struct ActivateArgs {
     int64_t rows, columns, activation, gated;
 };
 
-// Writes k and v [rows, groups, head_dim] at `slots` of one layer's cache: keys [N, groups, head_dim, block_size],
-// values [N, groups, block_size, head_dim], both float or, with `is_half`, binary16.
+// What keys and values are held in; int8 has a scale for each of them, float [2, num_blocks, groups, block_size].
+enum CacheType : int64_t { kFloatCache = 0, kHalfCache = 1, kInt8Cache = 2 };
+
+// Writes k and v [rows, groups, head_dim] at `slots` of one layer's cache: keys [num_blocks, groups, head_dim,
+// block_size], values [num_blocks, groups, block_size, head_dim].
 struct StoreArgs {
     const float* k;
     const float* v;
     void* keys;
     void* values;
+    float* scales;
     const int64_t* slots;
-    int64_t rows, groups, head_dim, block_size, k_stride, v_stride, is_half;
+    int64_t rows, groups, head_dim, block_size, num_blocks, k_stride, v_stride, type;
 };
 
 // One chunk of rows first_row..last_row-1, at positions start.. of the sequence whose blocks are listed.
@@ -76,9 +80,10 @@ struct AttentionArgs {
     const float* q;
     const void* keys;
     const void* values;
+    const float* scales;
     float* out;
     const SpanArgs* spans;
-    int64_t num_spans, heads, groups, head_dim, block_size, window, q_stride, is_half;
+    int64_t num_spans, heads, groups, head_dim, block_size, num_blocks, window, q_stride, type;
     float scale, softcap;
 };
 

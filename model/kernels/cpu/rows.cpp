@@ -1,6 +1,7 @@
 // What acts on each row by itself: norms, rotary embedding, activations, embedding rows and the cache's writes.
 #include "level.h"
 
+#include "activations.h"
 #include "math.h"
 #include "panels.h"
 #include "parallel.h"
@@ -69,21 +70,30 @@ constexpr int kColumns = kBlockColumns;
 template <class T>
 constexpr int kColumns<Column<T>> = 1;
 
+// Writes a key or value, whose numbers are to lie `stride` apart, under the scale that the type needs.
+template <class T>
+INLINE void store_vector(const float* x, int64_t dim, T* to, int64_t stride, float*) {
+    for (int64_t i = 0; i < dim; ++i) store_one(to + i * stride, x[i]);
+}
+INLINE void store_vector(const float* x, int64_t dim, Byte* to, int64_t stride, float* scale) {
+    const float magnitude = largest_magnitude(x, dim);
+    const float inverse = magnitude > kSmallestMagnitude ? 127.0f / magnitude : 0.0f;
+    for (int64_t i = 0; i < dim; ++i) to[i * stride].value = int8_t(__builtin_nearbyintf(x[i] * inverse));
+    *scale = magnitude / 127.0f;
+}
+
 template <class T>
 void store_rows(const StoreArgs& args) {
-    const int64_t size = args.block_size, dim = args.head_dim;
+    const int64_t size = args.block_size, dim = args.head_dim, half = args.num_blocks * args.groups * size;
     for (int64_t row = 0; row < args.rows; ++row) {
         const int64_t block = args.slots[row] / size, offset = args.slots[row] % size;
         for (int64_t group = 0; group < args.groups; ++group) {
             const int64_t base = (block * args.groups + group) * dim * size;
             T* keys = static_cast<T*>(args.keys) + base + offset;
             T* values = static_cast<T*>(args.values) + base + offset * dim;
-            const float* k = args.k + row * args.k_stride + group * dim;
-            const float* v = args.v + row * args.v_stride + group * dim;
-            for (int64_t i = 0; i < dim; ++i) {
-                store_one(keys + i * size, k[i]);
-                store_one(values + i, v[i]);
-            }
+            float* scale = args.scales + (block * args.groups + group) * size + offset;
+            store_vector(args.k + row * args.k_stride + group * dim, dim, keys, size, scale);
+            store_vector(args.v + row * args.v_stride + group * dim, dim, values, 1, scale + half);
         }
     }
 }
@@ -161,8 +171,11 @@ void add(const AddArgs* a) {
 }
 
 void store(const StoreArgs* a) {
-    if (a->is_half) return store_rows<Half>(*a);
-    store_rows<float>(*a);
+    switch (a->type) {
+        case kFloatCache: return store_rows<float>(*a);
+        case kHalfCache: return store_rows<Half>(*a);
+        case kInt8Cache: return store_rows<Byte>(*a);
+    }
 }
 
 void embed(const EmbedArgs* a) {

@@ -25,6 +25,7 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 struct Half { uint16_t bits; };   // IEEE binary16
 struct Brain { uint16_t bits; };  // bfloat16
+struct Byte { int8_t value; };    // an integer under a scale that lies elsewhere
 
 INLINE Floats splat(float value) { return value - Floats{}; }  // minus zero changes nothing, so this only broadcasts
 INLINE Ints splat(int32_t value) { return Ints{} + value; }
@@ -115,6 +116,13 @@ INLINE void store(Half* to, Floats value) {
     memcpy(to, half, sizeof half);
 #endif
 }
+INLINE Floats load(const Byte* from) {
+    typedef int8_t Bytes __attribute__((vector_size(8)));
+    Bytes bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return to_floats(__builtin_convertvector(bytes, Ints));
+}
+
 // One number from and to the formats of memory.
 INLINE float as_float(float value) { return value; }
 INLINE float as_float(Half value) {
