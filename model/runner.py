@@ -1,5 +1,7 @@
 """Runs batches through a model: warms it up, records its forward pass, chooses the tokens."""
 
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,10 @@ class Runner:
         inputs = pack(batch, self.transformer.kernels.device)
         hidden = self._hidden(inputs)
         logits = self.transformer.logits(hidden[inputs.sampled_rows])
+        best = iter(self.transformer.kernels.argmax(logits).tolist())
         counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
-        rows = logits.split_with_sizes(counts)
-        return StepResult([choose_run(*work) for work in zip(rows, batch.chunks, strict=True)])
+        rows = zip(logits.split_with_sizes(counts), counts, batch.chunks, strict=True)
+        return StepResult([choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows])
 
     def warm_up(self, step_tokens: int) -> None:
         """Runs the largest step once, so that whatever it allocates is there before the first request; records it."""

@@ -15,8 +15,10 @@ from model.philox import uniform
 # Shapes: S rows of a chunk that choose, V vocabulary, K candidates
 
 
-def choose_run(logits_SV: Tensor, chunk: Chunk) -> list[Sample] | str:
+def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sample] | str:
     """The tokens after the chunk, up to the first that is not its draft; the error that kept the first row from any.
+
+    `best_S` is what `Kernels.argmax` says of the rows.
 
     Each row is judged as if the drafts before it had been tokens all along, which they are if it is reached at all.
     So speculation decides how many tokens a step yields and never which (a draft is accepted by being equal to the
@@ -24,8 +26,8 @@ def choose_run(logits_SV: Tensor, chunk: Chunk) -> list[Sample] | str:
     again without the draft.
     """
     samples: list[Sample] = []
-    for accepted, logits_V in enumerate(logits_SV):
-        sample = choose(logits_V, chunk.knowing(accepted))
+    for accepted, (logits_V, best) in enumerate(zip(logits_SV, best_S, strict=True)):
+        sample = choose(logits_V, best, chunk.knowing(accepted))
         if isinstance(sample, str):
             return samples or sample
         samples.append(sample)
@@ -34,17 +36,17 @@ def choose_run(logits_SV: Tensor, chunk: Chunk) -> list[Sample] | str:
     return samples
 
 
-def choose(logits_V: Tensor, chunk: Chunk) -> Sample | str:
-    """The token after the chunk, from fp32 logits; an error in words where they are not finite."""
+def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample | str:
+    """The token after the chunk, from fp32 logits of which `best` is the largest; an error in words where it is -1."""
     assert chunk.sampling is not None
     sampling = chunk.sampling
-    if not bool(torch.isfinite(logits_V).all()):
+    if best < 0:
         return "the model computed logits that are not finite"
     adjusted_V = _adjust(logits_V, chunk, sampling)
     if adjusted_V is not logits_V and bool(torch.isneginf(adjusted_V).all()):
         return "every token would end the output, which min_tokens forbids"
     if sampling.temperature == GREEDY:
-        token = int(torch.argmax(adjusted_V))
+        token = best if adjusted_V is logits_V else int(torch.argmax(adjusted_V))
     else:
         token = _draw(adjusted_V, sampling, position=chunk.stop)
     if sampling.top_logprobs is None:

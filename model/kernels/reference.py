@@ -193,6 +193,11 @@ class Kernels:
         gate, up = gate_up_TF.chunk(2, dim=-1)
         return self.activate(gate, activation) * up
 
+    def argmax(self, logits_TV: Tensor) -> Tensor:
+        """Of each row the column of the largest number, the first of equals; -1 where one is not finite. int64 [T]."""
+        is_finite = torch.isfinite(logits_TV).all(-1)
+        return torch.where(is_finite, logits_TV.argmax(-1), -1)
+
 
 def _quantize(x_TGd: Tensor) -> tuple[Tensor, Tensor]:
     """Integers of magnitude 127 at most, and the scale [T, G] of each vector."""

@@ -150,6 +150,19 @@ def test_sums_and_multiples_are_exact(kernels: CpuKernels, reference: Kernels, c
     assert torch.equal(kernels.scale(x, 1.7), reference.scale(x, 1.7))
 
 
+@pytest.mark.parametrize("columns", [1, 7, 8, 100, 49152])
+def test_argmax(kernels: CpuKernels, reference: Kernels, columns: int) -> None:
+    x_TV = torch.randn(11, columns)
+    x_TV[1] = -3e38
+    x_TV[2, columns // 2 :] = 9.0  # the first of equals
+    for row, value in ((4, float("nan")), (5, float("inf")), (6, float("-inf"))):
+        x_TV[row, columns - 1] = value
+    x_TV[7, columns - 1] = 3e38
+    found = kernels.argmax(x_TV)
+    assert torch.equal(found, reference.argmax(x_TV))
+    assert found[[1, 2, 4, 5, 6, 7]].tolist() == [0, columns // 2, -1, -1, -1, columns - 1]
+
+
 def empty_cache(num_blocks: int, groups: int, head_dim: int, dtype: torch.dtype, size: int = 16) -> LayerCache:
     """Every number that is read without having been written shows."""
     nothing = 99 if dtype is torch.int8 else float("nan")

@@ -7,6 +7,7 @@ were chosen, so these two are walked up to there.
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,12 +131,18 @@ def test_a_step_stays_on_the_device(config: ModelConfig, is_packed: bool) -> Non
 def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def choose(logits_V: Tensor, chunk: Chunk) -> Sample:
+    def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample:
         assert chunk.sampling is not None
         adjusted = _adjust(logits_V, chunk, chunk.sampling)
         seen.append(_weights(adjusted, chunk.sampling.temperature).cumsum(0))
         return Sample(0)
 
+    def argmax(self: Kernels, logits_TV: Tensor) -> SimpleNamespace:
+        assert reference(self, logits_TV).device == CUDA
+        return SimpleNamespace(tolist=lambda: [0] * len(logits_TV))
+
+    reference = Kernels.argmax
+    monkeypatch.setattr(Kernels, "argmax", argmax)
     monkeypatch.setattr("model.sampling.choose", choose)
     run = inspect.unwrap(Runner.run)  # in inference mode, torch.tensor would make no fake
     drafting = replace(DECODE, drafts=(0,))  # which comes true, as every choice is 0

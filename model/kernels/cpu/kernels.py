@@ -153,6 +153,13 @@ class CpuKernels(Kernels):
         )
         return y
 
+    def argmax(self, logits_TV: Tensor) -> Tensor:
+        logits_TV = logits_TV.contiguous()
+        rows, columns = logits_TV.shape
+        best_T = torch.empty(rows, dtype=torch.int64)
+        self.operations.argmax(library.argmax_args(logits_TV.data_ptr(), best_T.data_ptr(), rows, columns))
+        return best_T
+
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
         pool, recorder = Pool(), Recorder(self.operations)
         places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)

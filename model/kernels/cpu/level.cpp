@@ -25,6 +25,6 @@ void linear(const LinearArgs* args) {
 }  // namespace
 
 extern const Operations operations;
-const Operations operations = {linear, embed, rms_norm, layer_norm, rotate, activate, store, attention, add};
+const Operations operations = {linear, embed, rms_norm, layer_norm, rotate, activate, store, attention, add, argmax};
 
 }  // namespace headrace::HEADRACE_LEVEL

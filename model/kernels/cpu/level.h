@@ -12,6 +12,7 @@ void rotate(const RotateArgs* args);
 void activate(const ActivateArgs* args);
 void store(const StoreArgs* args);
 void attention(const AttentionArgs* args);
+void argmax(const ArgmaxArgs* args);
 void add(const AddArgs* args);
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -22,9 +22,15 @@ store_args = Struct(
 attention_args = Struct("6P9q2f").pack  # q keys values scales out spans, num_spans heads groups head_dim block_size
 #                                         num_blocks window q_stride type, scale softcap
 add_args = Struct("3P2qf").pack  # x other y, rows columns, factor
+argmax_args = Struct("2P2q").pack  # x y, rows columns
 
+# How many lead the arguments; the number of rows comes next, or of spans.
 POINTERS = {"linear": 4, "embed": 3, "rms_norm": 4, "layer_norm": 4, "rotate": 4, "activate": 2, "store": 6}
-POINTERS |= {"attention": 6, "add": 3}  # how many lead the arguments; the number of rows or spans comes next
+POINTERS |= {
+    "attention": 6,
+    "add": 3,
+    "argmax": 2,
+}  # how many lead the arguments; the number of rows or spans comes next
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Operations:
     store: Operation
     attention: Operation
     add: Operation
+    argmax: Operation
 
 
 _TABLE = ctypes.c_void_p * len(fields(Operations))

@@ -96,6 +96,14 @@ struct AddArgs {
     float factor;
 };
 
+// y [rows] = the column of the largest number of each row of x [rows, columns], the first of equals; -1 where one is
+// not finite.
+struct ArgmaxArgs {
+    const float* x;
+    int64_t* y;
+    int64_t rows, columns;
+};
+
 struct Operations {
     void (*linear)(const LinearArgs*);
     void (*embed)(const EmbedArgs*);
@@ -106,6 +114,7 @@ struct Operations {
     void (*store)(const StoreArgs*);
     void (*attention)(const AttentionArgs*);
     void (*add)(const AddArgs*);
+    void (*argmax)(const ArgmaxArgs*);
 };
 
 }  // namespace headrace

@@ -9,6 +9,8 @@
 namespace headrace::HEADRACE_LEVEL {
 namespace {
 
+constexpr float kLargestFloat = __FLT_MAX__;
+
 // body(i, count) for the vectors of a row: eight columns from i on, or what is left of them.
 template <class Body>
 INLINE void each_vector(int64_t columns, const Body& body) {
@@ -167,6 +169,25 @@ void add(const AddArgs* a) {
             const Floats other = a->other ? take(a->other + base + i) : Floats{};
             put(a->y + base + i, take(a->x + base + i) * a->factor + other);
         });
+    });
+}
+
+void argmax(const ArgmaxArgs* a) {
+    each_row(a->rows, a->columns, [&](int64_t row) {
+        const float* x = a->x + row * a->columns;
+        Floats most = splat(-__builtin_inff());
+        Ints is_bad{}, place{};
+        each_vector(a->columns, [&](int64_t i, auto take, auto) {
+            const Floats value = take(x + i);
+            is_bad |= !(abs(value) <= kLargestFloat);
+            const Ints is_more = (value > most) & (lanes() + int32_t(i) < int32_t(a->columns));
+            most = choose(is_more, value, most);
+            place = is_more ? lanes() + int32_t(i) : place;
+        });
+        int best = 0;  // the lane of the largest number, and of equals the first column
+        for (int lane = 1; lane < kLanes; ++lane)
+            if (most[lane] > most[best] || (most[lane] == most[best] && place[lane] < place[best])) best = lane;
+        a->y[row] = sum(is_bad) ? -1 : place[best];
     });
 }
 
