@@ -4,6 +4,7 @@ A row is judged alone: nothing here reduces over several rows, so a request's to
 Order: bias and penalties; temperature; top-k; top-p of what is left; min-p; one draw keyed by seed and position.
 """
 
+import math
 from collections import Counter
 
 import torch
@@ -82,57 +83,61 @@ def _adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
 
 def _draw(logits_V: Tensor, sampling: Sampling, position: int) -> int:
     """Inverts the cumulative distribution of the candidates, in order of their ids, at one uniform number."""
-    ids_K = _candidates(logits_V, sampling)
-    weights_K = _weights(logits_V[ids_K], sampling.temperature)
+    is_cut = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    ids_K = _candidates(logits_V, sampling) if is_cut else None
+    weights_K = _weights(logits_V if ids_K is None else logits_V[ids_K], sampling.temperature)
     cumulative_K = weights_K.cumsum(0)
-    target = uniform(sampling.seed, position) * float(cumulative_K[-1])
+    total = float(cumulative_K[-1])
+    target = min(uniform(sampling.seed, position) * total, math.nextafter(total, 0.0))  # the product may round up
     place = int(torch.searchsorted(cumulative_K, target, right=True))
-    return int(ids_K[min(place, len(ids_K) - 1)])
+    return place if ids_K is None else int(ids_K[place])
 
 
 def _weights(logits_K: Tensor, temperature: float) -> Tensor:
     """Unnormalised probabilities in fp64, the likeliest being 1; a tiny temperature leaves the likeliest alone."""
-    return ((logits_K.double() - logits_K.max().double()) / temperature).exp()
+    return logits_K.double().sub_(float(logits_K.max())).div_(temperature).exp_()
 
 
 def _candidates(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """Ids of the tokens that may be drawn, ascending. Of equally likely tokens the lower id counts as likelier."""
-    ids_K = torch.nonzero(logits_V > float("-inf")).squeeze(1)
-    if 0 < sampling.top_k < len(ids_K):
-        ids_K = _likeliest(ids_K, logits_V[ids_K], sampling.top_k)
+    ids_K = _likeliest(logits_V, sampling.top_k or len(logits_V))
+    ids_K = ids_K[logits_V[ids_K] > float("-inf")]
+    weights_K = _weights(logits_V[ids_K], sampling.temperature)
     if sampling.top_p < 1.0:
-        ids_K = _nucleus(ids_K, _weights(logits_V[ids_K], sampling.temperature), sampling.top_p)
-    if sampling.min_p > 0.0:
-        weights_K = _weights(logits_V[ids_K], sampling.temperature)
-        ids_K = ids_K[weights_K >= sampling.min_p]
-    return ids_K
+        kept = _nucleus(weights_K, sampling.top_p)
+        ids_K, weights_K = ids_K[kept], weights_K[kept]
+    return ids_K[weights_K >= sampling.min_p]
 
 
-def _likeliest(ids_K: Tensor, weights_K: Tensor, count: int) -> Tensor:
-    """Exactly `count` of the ids, ascending."""
-    threshold = weights_K.topk(count).values[-1]
-    above = weights_K > threshold
-    ties = torch.nonzero(weights_K == threshold).squeeze(1)
-    above[ties[: count - int(above.sum())]] = True
-    return ids_K[above]
+def _likeliest(values_K: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest values, or of all where there are fewer, ascending."""
+    if count >= len(values_K):
+        return torch.arange(len(values_K), device=values_K.device)
+    best = values_K.topk(count)
+    threshold = best.values[-1]
+    missing = int((best.values == threshold).sum())  # among equals topk takes any, and we take the first
+    if missing == int((values_K == threshold).sum()):
+        return best.indices.sort().values
+    ties = torch.nonzero(values_K == threshold).squeeze(1)[:missing]
+    return torch.cat([best.indices[best.values > threshold], ties]).sort().values
 
 
-def _nucleus(ids_K: Tensor, weights_K: Tensor, top_p: float) -> Tensor:
-    """The fewest likeliest ids whose weights reach `top_p` of the sum (Holtzman et al. 2020), ascending.
+def _nucleus(weights_K: Tensor, top_p: float) -> Tensor:
+    """Places of the fewest largest weights that reach `top_p` of the sum (Holtzman et al. 2020), ascending.
 
     Sorting the vocabulary is the costly part, and the nucleus is mostly small: look among few first.
     """
     target = float(weights_K.sum()) * top_p
-    count = min(256, len(ids_K))
+    count = min(256, len(weights_K))
     while True:
-        few = _likeliest(torch.arange(len(ids_K), device=ids_K.device), weights_K, count)
+        few = _likeliest(weights_K, count)
         order = few[torch.sort(weights_K[few], descending=True, stable=True).indices]
         reached = torch.nonzero(weights_K[order].cumsum(0) >= target).squeeze(1)
-        if len(reached) or count == len(ids_K):
+        if len(reached) or count == len(weights_K):
             break
-        count = min(count * 8, len(ids_K))
+        count = min(count * 8, len(weights_K))
     size = int(reached[0]) + 1 if len(reached) else count
-    return ids_K[order[:size].sort().values]
+    return order[:size].sort().values
 
 
 def _logprobs(logits_V: Tensor, token: int, top: int) -> Logprobs:
@@ -140,7 +145,7 @@ def _logprobs(logits_V: Tensor, token: int, top: int) -> Logprobs:
     best: list[int] = []
     if top:
         count = min(top, len(logprobs_V))
-        best = _likeliest(torch.arange(len(logprobs_V), device=logprobs_V.device), logprobs_V, count).tolist()
+        best = _likeliest(logprobs_V, count).tolist()
     entries = [(token_id, float(logprobs_V[token_id])) for token_id in best]
     entries.sort(key=lambda entry: (-entry[1], entry[0]))
     return Logprobs(chosen=float(logprobs_V[token]), top=entries)
