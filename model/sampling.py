@@ -95,7 +95,7 @@ def _draw(logits_V: Tensor, sampling: Sampling, position: int) -> int:
 
 def _weights(logits_K: Tensor, temperature: float) -> Tensor:
     """Unnormalised probabilities in fp64, the likeliest being 1; a tiny temperature leaves the likeliest alone."""
-    return logits_K.double().sub_(float(logits_K.max())).div_(temperature).exp_()
+    return logits_K.double().sub_(logits_K.max()).div_(temperature).exp_()
 
 
 def _candidates(logits_V: Tensor, sampling: Sampling) -> Tensor:
