@@ -14,7 +14,7 @@ from model.quantization import PackedTensor
 from model.quantization.formats import Format
 
 DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "neon")
 MakeWeight = Callable[[str, int, int], Weight]
 
 

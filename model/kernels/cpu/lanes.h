@@ -49,12 +49,30 @@ INLINE RowFloats load_rows(const Half* rows, int v) { return load(rows + v * kRo
 INLINE RowFloats load_rows(const Brain* rows, int v) { return load(rows + v * kRowLanes); }
 #endif
 
+#if defined(__ARM_FEATURE_DOTPROD)
+// What NEON does to each half of a vector, which takes two of its registers.
+template <class Work>
+INLINE RowInts by_halves(RowInts value, const Work& work) {
+    int32x4_t parts[2];
+    memcpy(parts, &value, sizeof parts);
+    for (int32x4_t& part : parts) part = work(part);
+    memcpy(&value, parts, sizeof parts);
+    return value;
+}
+#endif
+
 // acc + w0 a0 + w1 a1 in each lane, where a lane of w holds two int16 and `a` is such a pair.
 INLINE RowInts dot2(RowInts acc, RowInts w, int32_t a) {
 #if defined(__AVX512VNNI__)
     return (RowInts)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)
     return acc + (RowInts)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(a));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    const int16x8_t pair = vreinterpretq_s16_s32(vdupq_n_s32(a));
+    return acc + by_halves(w, [&](int32x4_t half) {
+        const int16x8_t words = vreinterpretq_s16_s32(half);
+        return vpaddq_s32(vmull_s16(vget_low_s16(words), vget_low_s16(pair)), vmull_high_s16(words, pair));
+    });
 #else
     return acc + (w << 16 >> 16) * int32_t(int16_t(a)) + (w >> 16) * (a >> 16);
 #endif
@@ -67,6 +85,11 @@ INLINE RowInts quads_add(RowInts acc, RowInts w, int32_t a) {
     return (RowInts)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)
     return (RowInts)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(a)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    const int8x16_t quad = vreinterpretq_s8_s32(vdupq_n_s32(a));
+    return acc + by_halves(w, [&](int32x4_t half) {
+        return vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_s32(half), quad);
+    });
 #else
     for (int byte = 0; byte < 32; byte += 8) acc += (w << (24 - byte) >> 24) * int32_t(int8_t(a >> byte));
     return acc;

@@ -1,5 +1,9 @@
 // The library's surface: which levels this processor can run, and the team.
 #include <cstring>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include "operations.h"
 #include "team.h"
@@ -14,6 +18,10 @@ namespace avx2 {
 extern const Operations operations;
 }
 namespace avx512 {
+extern const Operations operations;
+}
+#elif defined(__aarch64__)
+namespace neon {
 extern const Operations operations;
 }
 #endif
@@ -34,6 +42,8 @@ const Operations* find(const char* name) {
              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c")},
         {"avx2", &avx2::operations,
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+#elif defined(__aarch64__)
+        {"neon", &neon::operations, (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP) & HWCAP_FPHP)},
 #endif
         {"portable", &portable::operations, true},
     };

@@ -8,10 +8,12 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_NEON)
 #define UNROLL _Pragma("GCC unroll 16")  // arrays indexed by the loop then live in registers
 #else
 #define UNROLL
@@ -25,6 +27,11 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 struct Half { uint16_t bits; };   // IEEE binary16
 struct Brain { uint16_t bits; };  // bfloat16
+#if defined(__aarch64__)
+typedef __fp16 Binary16;  // what gcc calls it there
+#else
+typedef _Float16 Binary16;
+#endif
 struct Byte { int8_t value; };    // an integer under a scale that lies elsewhere
 
 INLINE Floats splat(float value) { return value - Floats{}; }  // minus zero changes nothing, so this only broadcasts
@@ -100,7 +107,7 @@ INLINE Floats load(const Half* from) {
 #if defined(__F16C__)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 #else
-    _Float16 half[kLanes];
+    Binary16 half[kLanes];
     memcpy(half, from, sizeof half);
     Floats value;
     for (int i = 0; i < kLanes; ++i) value[i] = (float)half[i];
@@ -111,8 +118,8 @@ INLINE void store(Half* to, Floats value) {
 #if defined(__F16C__)
     _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 #else
-    _Float16 half[kLanes];
-    for (int i = 0; i < kLanes; ++i) half[i] = (_Float16)value[i];
+    Binary16 half[kLanes];
+    for (int i = 0; i < kLanes; ++i) half[i] = (Binary16)value[i];
     memcpy(to, half, sizeof half);
 #endif
 }
@@ -129,7 +136,7 @@ INLINE float as_float(Half value) {
 #if defined(__F16C__)
     return _cvtsh_ss(value.bits);
 #else
-    _Float16 half;
+    Binary16 half;
     memcpy(&half, &value, sizeof half);
     return (float)half;
 #endif
@@ -145,7 +152,7 @@ INLINE void store_one(Half* to, float value) {
 #if defined(__F16C__)
     to->bits = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
 #else
-    const _Float16 half = (_Float16)value;
+    const Binary16 half = (Binary16)value;
     memcpy(to, &half, sizeof half);
 #endif
 }
