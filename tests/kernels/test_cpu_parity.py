@@ -48,7 +48,7 @@ def assert_product(kernels: CpuKernels, reference: Kernels, weight: Weight, x_TD
 def test_every_override_is_compared_with_the_reference() -> None:
     overridden = {name for name in vars(CpuKernels) if name in vars(Kernels) and not name.startswith("_")}
     tested = {"prepare", "prepared_bytes", "linear", "embed", "rms_norm", "layer_norm"}
-    tested |= {"rotate", "store", "attention", "activate", "gate", "add", "scale"}
+    tested |= {"rotate", "store", "attention", "activate", "gate", "add", "scale", "argmax"}
     tested |= {"record"}  # in tests/model/test_recording.py
     assert overridden == tested, "an operation was added or dropped: give it a comparison below, and its name here"
 
