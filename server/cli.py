@@ -1,4 +1,4 @@
-"""The command line: serve, chat, generate, plan, bench, version."""
+"""The command line: serve, chat, generate, plan, verify, bench, version."""
 
 import argparse
 import asyncio
@@ -12,6 +12,7 @@ from server import config
 from server.bench import main as bench
 from server.console import chat, generate
 from server.console.talk import TalkOptions
+from server.exactness import verify
 from server.serve import serve
 
 _DESCRIPTION = "An inference server for decoder-only text generators: small enough to read, exact by default."
@@ -52,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     planning = command("plan", "Show what a model would take of this machine's memory, without loading it.", _plan)
     planning.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="as --model")
     config.add_arguments(planning, config.EngineOptions)
+    verifying = command("verify", verify.DESCRIPTION, _verify)
+    verifying.epilog, verifying.formatter_class = verify.EPILOG, argparse.RawDescriptionHelpFormatter
+    verifying.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="as --model")
+    config.add_arguments(verifying, config.ModelOptions)
     bench.add_arguments(command("bench", "Measure an OpenAI-compatible server under load.", bench.run))
     command("version", "Print the version.", _version)
     return parser
@@ -74,6 +79,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from server.console.plan import plan  # loads torch, which the other commands leave to the engine
 
     return plan(config.read(config.EngineOptions, arguments))
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    return _run(verify.verify(config.read(config.ModelOptions, arguments)))
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -78,7 +78,15 @@ class FakeEngine:
         self.card: ModelCard | None = byte_card()
         self.progress: Progress | None = Progress("weights", 3, 10, "tensors")
         self.ready: Ready | None = Ready(
-            device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="", step_seconds=0
+            device="cpu",
+            dtype="float32",
+            kernels="portable",
+            is_exact=True,
+            block_size=16,
+            block_bytes=1,
+            total_blocks=10,
+            memory_plan="",
+            step_seconds=0,
         )
         self.failure: str | None = None
         self.is_up = True
