@@ -179,7 +179,9 @@ async def _prepare(body: ChatBody, service: Service) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
     )
-    return Job(model.tools.generator, request, ChatReply(body, model.name, service.fingerprint), bool(body.stream))
+    provenance = service.provenance(model)
+    reply = ChatReply(body, model.name, provenance.fingerprint)
+    return Job(model.tools.generator, request, reply, bool(body.stream), provenance)
 
 
 @router.post("/v1/chat/completions")

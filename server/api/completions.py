@@ -157,8 +157,9 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
     )
-    reply = CompletionReply(body, model.name, service.fingerprint, _echoes(body, model))
-    return Job(model.tools.generator, request, reply, bool(body.stream))
+    provenance = service.provenance(model)
+    reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model))
+    return Job(model.tools.generator, request, reply, bool(body.stream), provenance)
 
 
 async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:

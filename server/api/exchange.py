@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from server.api import sse
 from server.api.answers import ignored_header
 from server.api.connection import ClientGone, watching
+from server.exactness.receipt import RECEIPT, Provenance
 from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
 from server.logs import Log
 from server.metrics import EndReason, Metrics, RequestMeter
@@ -42,6 +43,7 @@ class Job:
     request: GenerationRequest
     reply: Reply
     is_streamed: bool
+    provenance: Provenance
 
 
 class Answer(Response):
@@ -58,6 +60,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with watching(receive) as client:
             job = await client.while_there(self._prepare())
+            self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
             generation = job.generator.start(job.request)
             scope["state"]["is_accepted"] = True
             meter = self._metrics.request_accepted(self._arrived)

@@ -210,6 +210,7 @@ def _ready(model: OpenModel, memory: MemoryPlan, step_seconds: float) -> Ready:
         dtype=str(model.kernels.dtype).removeprefix("torch."),
         kernels=model.kernels.name,
         is_exact=model.kernels.is_exact,
+        weights=model.digest(),
         block_size=BLOCK_SIZE,
         block_bytes=memory.block,
         total_blocks=memory.num_blocks,

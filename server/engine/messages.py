@@ -69,6 +69,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     dtype: str
     kernels: str  # what computes, by name and version
     is_exact: bool  # they promise the same bits whatever is computed beside a sequence
+    weights: str  # a digest
     block_size: int  # tokens
     block_bytes: int
     total_blocks: int

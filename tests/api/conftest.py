@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -82,6 +83,7 @@ class FakeEngine:
             dtype="float32",
             kernels="portable",
             is_exact=True,
+            weights="0" * 64,
             block_size=16,
             block_bytes=1,
             total_blocks=10,
@@ -101,6 +103,10 @@ class FakeEngine:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[], bool], Future[None]]] = []
+
+    def change(self, **fields: object) -> None:
+        """Goes on as an engine of another kind."""
+        self.ready = msgspec.structs.replace(self.ready, **fields)
 
     def forget(self) -> None:
         self.orders.clear()

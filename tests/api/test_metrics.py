@@ -15,6 +15,7 @@ READY = Ready(
     dtype="float32",
     kernels="portable",
     is_exact=True,
+    weights="",
     block_size=16,
     block_bytes=1,
     total_blocks=10,
