@@ -85,6 +85,9 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     ] = False
     open_metrics: Annotated[bool, Meta(description="let /metrics be read without a key")] = False
     metrics_compat: Annotated[bool, Meta(description="also expose metrics under the names that vLLM uses")] = True
+    record: Annotated[
+        str | None, Meta(description="append every request and its answer, texts and all, to this JSONL file")
+    ] = None
     log_format: Annotated[Literal["text", "json"], Meta(description="how events are written to stdout")] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="events below this are left out")

@@ -44,6 +44,7 @@ class Job:
     reply: Reply
     is_streamed: bool
     provenance: Provenance
+    on_end: Callable[[str, EndReason, Usage], None] = lambda request_id, reason, usage: None
 
 
 class Answer(Response):
@@ -76,6 +77,7 @@ class Answer(Response):
                 if end not in ("stop", "length"):
                     generation.close()
                 self._account(scope, meter, end, generation.usage)
+                job.on_end(scope["state"]["request_id"], end, generation.usage)
 
     async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         events, has_started = reply.opening(), False

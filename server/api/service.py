@@ -12,6 +12,7 @@ from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
 from server.exactness.receipt import Provenance, text_digests
+from server.exactness.recorder import Recorder
 from server.metrics import Metrics
 from server.text_tools import TextTools
 
@@ -54,6 +55,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
+    recorder: Recorder | None = None
     leaving: bool = False  # the server has been told to end: better ask another
     draining: bool = False  # and takes nothing new any more
     created: int = field(default_factory=wall_time)
