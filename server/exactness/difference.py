@@ -37,15 +37,15 @@ class Difference:
         return None
 
     def __str__(self) -> str:
+        names = ["the end" if told is None else f"token {told.id}" for told in (self.expected, self.got)]
         gap = self.gap()
-        size = "logit gap unknown" if gap is None else f"logit gap {gap:.3g}"
+        size = "unknown" if gap is None else f"{gap:.3g}"
         if self.expected is None or self.got is None:
-            names = ["the end" if told is None else f"token {told.id}" for told in (self.expected, self.got)]
             return f"position {self.position}: {names[1]} instead of {names[0]}"
         if self.expected.id == self.got.id:
-            odds = f"{self.got.logprob} instead of {self.expected.logprob}"
-            return f"position {self.position}: token {self.got.id} in both, logprob {odds}, {size}"
-        return f"position {self.position}: token {self.got.id} instead of {self.expected.id}, {size}"
+            logprobs = f"{self.got.logprob} instead of {self.expected.logprob}"
+            return f"position {self.position}: {names[0]} in both, logprob {logprobs}, logprob gap {size}"
+        return f"position {self.position}: {names[1]} instead of {names[0]}, logit gap {size}"
 
 
 def first_difference(expected: Sequence[Told], got: Sequence[Told]) -> Difference | None:

@@ -117,7 +117,7 @@ class Asker:
         self._seen.ends += 1
 
     async def ask(self, engine: EngineClient, asked: list[Question], way: Way) -> tuple[list[Answer], Seen]:
-        """The answers in the order of the questions, and what the engine did meanwhile."""
+        """The answers in the order of the questions, and what the engine did meanwhile. Raises EngineFailed."""
         seen = self._seen = Seen()
         before = engine.stats
         room = asyncio.Semaphore(way.at_once)
@@ -137,7 +137,8 @@ class Asker:
 
         with tqdm(total=len(asked), desc=way.name, unit="request", disable=None, leave=False, file=sys.stderr) as bar:
             answers = await asyncio.gather(*map(answer, asked[::-1] if way.is_reversed else asked))
-        assert engine.stats is not None, "it has computed"
+        if engine.failure is not None or engine.stats is None:
+            raise EngineFailed(engine.failure or "the engine has computed nothing")
         seen.cached = engine.stats.prefix_hits - (before.prefix_hits if before else 0)
         seen.drafts = engine.stats.drafts_accepted - (before.drafts_accepted if before else 0)
         seen.preemptions = engine.stats.preemptions - (before.preemptions if before else 0)
@@ -146,12 +147,12 @@ class Asker:
 
 async def _deltas(engine: EngineClient, question: Question) -> AsyncIterator[Delta]:
     """What the engine says; a failure outside of it as if it had said so."""
-    (stream,) = engine.submit([question.order])
     try:
+        (stream,) = engine.submit([question.order])
         async for delta in stream:
             yield delta
     except HeadraceError as error:
-        yield Delta(stream.id, [], None, "error", 0, error.message)
+        yield Delta(0, [], None, "error", 0, error.message)
 
 
 def _kill(engine: EngineClient) -> None:
@@ -208,11 +209,10 @@ class Verification:
     def _fault(self, place: int, answer: Answer) -> str | None:
         """What is wrong with an answer; None if it is the one that was given alone."""
         golden, request = self._golden[place], f"request {place} ({self._asked[place].name})"
-        if difference := first_difference(golden.tokens, answer.tokens):
-            return f"{request}, {difference}"
         if answer.error is not None:
             return f"{request}: {answer.error}"
-        return None
+        difference = first_difference(golden.tokens, answer.tokens)
+        return None if difference is None else f"{request}, {difference}"
 
 
 async def verify(options: ModelOptions, command: tuple[str, ...] = ENGINE) -> int:

@@ -36,11 +36,11 @@ def test_the_gap_is_taken_from_whoever_names_both_tokens(knows: int) -> None:
     answers = [[Told(1, -0.5, {1: -0.5})], [Told(2, -0.75, {2: -0.75})]]
     answers[knows] = [Told(knows + 1, -0.5, {1: -0.5, 2: -0.75})]
     difference = first_difference(*answers)
-    assert str(difference) == "position 0: token 2 instead of 1, logit gap 0.25"
+    assert str(difference) == "position 0: token 2 instead of token 1, logit gap 0.25"
 
 
 def test_a_gap_that_nobody_can_know_is_not_made_up() -> None:
-    assert str(first_difference(told(1), told(2))) == "position 0: token 2 instead of 1, logit gap unknown"
+    assert str(first_difference(told(1), told(2))) == "position 0: token 2 instead of token 1, logit gap unknown"
 
 
 def test_an_end_is_a_difference() -> None:
