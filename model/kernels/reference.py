@@ -74,16 +74,11 @@ Forward = Callable[[tuple[Tensor, ...], list[Span]], Tensor]  # tensors of T row
 class Kernels:
     """Plain torch. Inputs and outputs are contiguous, on `device` and in `dtype` unless said otherwise."""
 
-    is_exact = False  # a row's result has the same bits whatever is computed beside it: torch does not promise it
-
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
-
-    @property
-    def name(self) -> str:
-        """Other software under this name may compute other bits, and the same does not."""
-        return f"torch-{torch.__version__}"
+        self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
+        self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
         """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; here, itself.

@@ -131,6 +131,7 @@ class Service:
             tokenizer=model.tokenizer_digest,
             device=ready.device,
             dtype=ready.dtype,
+            kv_dtype=ready.kv_dtype,
             kernels=ready.kernels,
         )
 

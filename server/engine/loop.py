@@ -208,6 +208,7 @@ def _ready(model: OpenModel, memory: MemoryPlan, step_seconds: float) -> Ready:
     return Ready(
         device=str(model.kernels.device),
         dtype=str(model.kernels.dtype).removeprefix("torch."),
+        kv_dtype=str(model.kv_dtype).removeprefix("torch."),
         kernels=model.kernels.name,
         is_exact=model.kernels.is_exact,
         weights=model.digest(),

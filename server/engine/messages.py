@@ -67,6 +67,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     device: str
     dtype: str
+    kv_dtype: str
     kernels: str  # what computes, by name and version
     is_exact: bool  # they promise the same bits whatever is computed beside a sequence
     weights: str  # a digest

@@ -20,6 +20,7 @@ class Provenance:
     tokenizer: str  # what turns text into tokens and back, and which of them end an answer
     device: str
     dtype: str
+    kv_dtype: str
     kernels: str
 
     @property

@@ -81,6 +81,7 @@ class FakeEngine:
         self.ready: Ready | None = Ready(
             device="cpu",
             dtype="float32",
+            kv_dtype="float16",
             kernels="portable",
             is_exact=True,
             weights="0" * 64,

@@ -13,6 +13,7 @@ UNITS = ("seconds", "tokens", "ratio", "info", "blocks", "running", "waiting")
 READY = Ready(
     device="cpu",
     dtype="float32",
+    kv_dtype="float16",
     kernels="portable",
     is_exact=True,
     weights="",

@@ -17,7 +17,17 @@ def receipt(answer) -> dict[str, str]:
 def test_every_answer_has_a_receipt_and_the_fingerprint_that_goes_with_it(served, path, body, stream):
     answers = [served.http.post(path, json={**body, "stream": stream}) for _ in range(2)]
     first, second = map(receipt, answers)
-    assert first.keys() == {"version", "weights", "template", "tokenizer", "device", "dtype", "kernels", "seed"}
+    assert first.keys() == {
+        "version",
+        "weights",
+        "template",
+        "tokenizer",
+        "device",
+        "dtype",
+        "kv_dtype",
+        "kernels",
+        "seed",
+    }
     assert first.pop("seed") != second.pop("seed")
     assert first == second
     assert len({name for answer in answers for name in re.findall(r'"system_fingerprint":"(.*?)"', answer.text)}) == 1
@@ -33,7 +43,8 @@ def test_the_seed_of_a_receipt_is_the_one_that_was_drawn_or_given(serve):
 def test_the_fingerprint_tells_what_computes(serve):
     served = serve()
     names = set()
-    for changed in ({}, {"weights": "1" * 64}, {"dtype": "bfloat16"}, {"kernels": "avx2"}, {"device": "cuda"}):
+    changes = {"weights": "1" * 64, "dtype": "bfloat16", "kv_dtype": "int8", "kernels": "avx2", "device": "cuda"}
+    for changed in ({}, *({name: value} for name, value in changes.items())):
         served.engine.change(**changed)
         names.add(served.http.post("/v1/completions", json={"prompt": "Hi"}).json()["system_fingerprint"])
-    assert len(names) == 5
+    assert len(names) == 1 + len(changes)

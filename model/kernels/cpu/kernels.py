@@ -23,22 +23,18 @@ MAX_HEAD_DIM = 512
 class CpuKernels(Kernels):
     """A row's result has the same bits whatever is computed beside it, and with any number of threads."""
 
-    is_exact = True
-
     def __init__(self, native: Library, level: str, operations: Operations, activations: str = "int16") -> None:
         super().__init__(torch.device("cpu"), torch.float32)
         self.native = native
         self.level = level
+        self.name = f"{level}-{activations}+{self.name}"  # torch computes what is left to it, such as log probabilities
+        self.is_exact = True
         self.operations = operations
         self.precision = PRECISIONS[activations]
         self.arena = Arena()
         self._empty: Callable[..., Tensor] = torch.empty
         self._spans: list[Span] = []
         self._span_table = array("q")
-
-    @property
-    def name(self) -> str:
-        return f"{self.level}+{super().name}"  # torch still computes what is left to it, and the log probabilities
 
     def prepare(self, weight: Weight) -> Prepared:
         panels = pack(weight)
