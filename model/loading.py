@@ -1,5 +1,6 @@
 """How a model argument becomes a model that runs: find it, read its header, plan memory, load, warm up."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 
 from model.checkpoints.checkpoint import open_checkpoint
 from model.checkpoints.contents import Checkpoint, TokenizerCard
+from model.checkpoints.digest import sample_digest
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.sources import locate
 from model.config import ModelConfig
@@ -75,6 +77,10 @@ class OpenModel:
 
     def tokenizer(self) -> TokenizerCard:
         return self.checkpoint.tokenizer()
+
+    def digest(self) -> str:
+        """Of a sample of the weights and of what is computed with them, the context's length included."""
+        return hashlib.sha256(f"{self.config}{sample_digest(self.checkpoint)}".encode()).hexdigest()
 
     def plan(self) -> MemoryPlan:
         """What loading it would take, from what is free now. Raises NotEnoughMemory."""

@@ -16,6 +16,7 @@ from server.api.service import VERSION, AppOptions, Service
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
+from server.exactness.recorder import Recorder
 from server.metrics import Metrics
 from server.text_tools import TextTools
 
@@ -32,9 +33,10 @@ def create_app(
     engine: EngineClient,
     metrics: Metrics,
     load_text: Callable[[ModelCard], TextTools],
+    recorder: Recorder | None = None,
 ) -> FastAPI:
     """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known."""
-    service = Service(options, engine, metrics, load_text)
+    service = Service(options, engine, metrics, load_text, recorder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

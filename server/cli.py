@@ -1,4 +1,4 @@
-"""The command line: serve, chat, generate, plan, bench, version."""
+"""The command line: serve, chat, generate, plan, verify, replay, bench, version."""
 
 import argparse
 import asyncio
@@ -12,6 +12,7 @@ from server import config
 from server.bench import main as bench
 from server.console import chat, generate
 from server.console.talk import TalkOptions
+from server.exactness import replay, verify
 from server.serve import serve
 
 _DESCRIPTION = "An inference server for decoder-only text generators: small enough to read, exact by default."
@@ -52,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     planning = command("plan", "Show what a model would take of this machine's memory, without loading it.", _plan)
     planning.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="as --model")
     config.add_arguments(planning, config.EngineOptions)
+    verifying = command("verify", verify.DESCRIPTION, _verify)
+    verifying.epilog, verifying.formatter_class = verify.EPILOG, argparse.RawDescriptionHelpFormatter
+    verifying.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="as --model")
+    config.add_arguments(verifying, config.ModelOptions)
+    replaying = command("replay", replay.DESCRIPTION, _replay)
+    replaying.epilog, replaying.formatter_class = replay.EPILOG, argparse.RawDescriptionHelpFormatter
+    replaying.add_argument("file", help="what `headrace serve --record` has written")
+    replaying.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="as --model")
+    config.add_arguments(replaying, replay.ReplayOptions)
     bench.add_arguments(command("bench", "Measure an OpenAI-compatible server under load.", bench.run))
     command("version", "Print the version.", _version)
     return parser
@@ -76,6 +86,19 @@ def _plan(arguments: argparse.Namespace) -> int:
     return plan(config.read(config.EngineOptions, arguments))
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    return _run(verify.verify(config.read(config.ModelOptions, arguments)))
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    options = config.read(replay.ReplayOptions, arguments)
+    if options.url is not None:
+        for option in config.options_of(config.EngineOptions):
+            if hasattr(arguments, option.name):
+                raise config.OptionError(f"{option.flag}: the server at --url was started without this command")
+    return _run(replay.replay(arguments.file, options))
+
+
 def _version(_: argparse.Namespace) -> int:
     print(f"headrace {version('headrace')}")
     return 0
@@ -84,3 +107,7 @@ def _version(_: argparse.Namespace) -> int:
 def _run(work: Coroutine[object, object, int]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

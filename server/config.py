@@ -14,8 +14,8 @@ Count = Annotated[int, Meta(ge=1)]
 Amount = Annotated[float, Meta(gt=0)]
 
 
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is started with."""
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model, and what computes it: all that may decide a token beside the request."""
 
     model: Annotated[
         str, Meta(description="what to load: a GGUF file, a folder, hf:org/name[@revision] or pypi:package")
@@ -30,6 +30,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "float32", "float16", "int8"],
         Meta(description="what the KV cache holds; auto means float16 on a CPU and the model's dtype on cuda"),
     ] = "auto"
+    threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
+
+
+class EngineOptions(ModelOptions, frozen=True, kw_only=True):
+    """What an engine is started with."""
+
     context_length: Annotated[
         Count | None, Meta(description="tokens of prompt and answer together; unset: the model's own")
     ] = None
@@ -46,7 +52,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Annotated[
         bool, Meta(description="in small steps, compute as well what earlier text lets expect; changes no token")
     ] = True
-    threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
     check_invariants: Annotated[
         bool, Meta(description="for tests: check the block pool after every step and poison freed blocks")
     ] = False
@@ -80,6 +85,9 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     ] = False
     open_metrics: Annotated[bool, Meta(description="let /metrics be read without a key")] = False
     metrics_compat: Annotated[bool, Meta(description="also expose metrics under the names that vLLM uses")] = True
+    record: Annotated[
+        str | None, Meta(description="append every request and its answer, texts and all, to this JSONL file")
+    ] = None
     log_format: Annotated[Literal["text", "json"], Meta(description="how events are written to stdout")] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="events below this are left out")
@@ -88,7 +96,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
 
 _NOT_GIVEN = object()
 
-Options = TypeVar("Options", bound=EngineOptions)
+Options = TypeVar("Options", bound=ModelOptions)
 
 
 class OptionError(ValueError):
@@ -114,7 +122,7 @@ class Option:
         return f"HEADRACE_{self.name.upper()}"
 
 
-def options_of(kind: type[EngineOptions]) -> Iterator[Option]:
+def options_of(kind: type[ModelOptions]) -> Iterator[Option]:
     """The options in the order of their declaration."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
@@ -125,7 +133,7 @@ def options_of(kind: type[EngineOptions]) -> Iterator[Option]:
         yield Option(field.name, field.default, meta.description, choices, bare is bool)
 
 
-def add_arguments(parser: argparse.ArgumentParser, kind: type[EngineOptions]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, kind: type[ModelOptions]) -> None:
     """Declares the options; what is not given stays out of the namespace, so that the environment can speak."""
     for option in options_of(kind):
         default = "unset" if option.default is None else option.default
@@ -167,7 +175,7 @@ def _for_people(message: str) -> str:
     return f"--{name.replace('_', '-')}: {wanted}" if name else message
 
 
-def options_table(kind: type[EngineOptions]) -> str:
+def options_table(kind: type[ModelOptions]) -> str:
     """The options as a Markdown table, for the README."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for option in options_of(kind):

@@ -167,6 +167,9 @@ class Metrics(Collector):
         self._resumed = Counter(
             "headrace_requests_resumed", "Sequences that a new engine went on with.", registry=registry
         )
+        self._unrecorded = Counter(
+            "headrace_exchanges_unrecorded", "Exchanges that the file to record them did not take.", registry=registry
+        )
         self._declare_times(registry)
         self._declare_lengths(registry)
 
@@ -227,6 +230,10 @@ class Metrics(Collector):
     def client_left(self) -> None:
         """A client has gone before its answer was complete."""
         self._disconnects.inc()
+
+    def exchange_lost(self) -> None:
+        """An exchange was to be recorded and could not be."""
+        self._unrecorded.inc()
 
     def render(self) -> bytes:
         """The text exposition format, to be sent as `CONTENT_TYPE`."""

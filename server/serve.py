@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from server.engine.client import EngineClient, Listener
 from server.engine.messages import ModelCard, Ready
 from server.engine.streams import Stages
 from server.engine.supervisor import Care
+from server.exactness.recorder import Recorder
 from server.logs import Log, configure
 from server.metrics import Metrics
 from server.text_tools import load_text
@@ -31,7 +33,14 @@ log = Log(__name__)
 def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE) -> int:
     """Opens the port at once and loads behind it, in a process that `command` starts; the exit code."""
     configure(options.log_format, options.log_level)
-    return _Serving(options, command).run()
+    metrics = Metrics(vllm_names=options.metrics_compat)
+    try:
+        recorder = Recorder(Path(options.record), metrics.exchange_lost) if options.record else None
+    except OSError as error:
+        print(f"headrace: {options.record}: {error.strerror}", file=sys.stderr)
+        return 1
+    with recorder or contextlib.nullcontext():
+        return _Serving(options, command, metrics, recorder).run()
 
 
 class _Server(uvicorn.Server):
@@ -54,11 +63,13 @@ class _Server(uvicorn.Server):
 class _Serving:
     """The engine, the app and the listening socket, and what the engine's news mean for them."""
 
-    def __init__(self, options: ServeOptions, command: tuple[str, ...]) -> None:
+    def __init__(
+        self, options: ServeOptions, command: tuple[str, ...], metrics: Metrics, recorder: Recorder | None
+    ) -> None:
         self.options = options
         self.bar = ProgressBar()
         self.exit_code = 0
-        self.metrics = Metrics(vllm_names=options.metrics_compat)
+        self.metrics = metrics
         listener = Listener(
             on_progress=self.bar,
             on_card=self._on_card,
@@ -70,7 +81,9 @@ class _Serving:
         )
         care = Care(command=command, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
         self.engine = EngineClient(options, options.max_queue, listener, care)
-        app = create_app(_app_options(options), self.engine, self.metrics, lambda card: load_text(card, self.engine))
+        app = create_app(
+            _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder
+        )
         config = uvicorn.Config(
             app,
             loop="uvloop",

@@ -77,6 +77,8 @@ class Kernels:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
+        self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
+        self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
         """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; here, itself.

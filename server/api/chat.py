@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, Field, JsonValue, Tag, model_validator
 
 from server.api.body import read_body
-from server.api.choices import choices_of, logprob_of
+from server.api.choices import choices_of, ids_field, logprob_of
 from server.api.exchange import Answer, Job
+from server.api.recording import recorded
 from server.api.refusals import LISTS, STRING, custom
 from server.api.schemas import GenerationBody, Strict, Unsupported, ignored
 from server.api.service import Service, service_of
@@ -122,6 +123,7 @@ class ChatReply:
         self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
         self._choices = body.choices_per_prompt
         self._has_logprobs = bool(body.logprobs)
+        self._has_ids = bool(body.return_token_ids)
 
     def opening(self) -> bytes:
         role = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
@@ -129,10 +131,11 @@ class ChatReply:
 
     def event(self, piece: Piece) -> bytes:
         logprobs = to_json(_logprobs(piece.tokens)) if self._has_logprobs and piece.tokens else b"null"
+        ids = ids_field(piece.tokens) if self._has_ids and piece.tokens else b""
         events = b""
-        if piece.text or logprobs != b"null":
+        if piece.text or logprobs != b"null" or ids:
             head = b'{"index":%d,"delta":{"content":' % piece.index + json_text(piece.text)
-            events = self._chunks.around(head + b'},"logprobs":' + logprobs + b',"finish_reason":null}')
+            events = self._chunks.around(head + b'},"logprobs":' + logprobs + ids + b',"finish_reason":null}')
         if piece.finish_reason is not None:
             end = (piece.index, piece.finish_reason.encode())
             events += self._chunks.around(b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % end)
@@ -148,6 +151,7 @@ class ChatReply:
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
                 "logprobs": _logprobs(choice.tokens) if self._has_logprobs else None,
                 "finish_reason": choice.finish_reason,
+                **(choice.ids if self._has_ids else {}),
             }
             for choice in choices_of(pieces)
         ]
@@ -179,7 +183,10 @@ async def _prepare(body: ChatBody, service: Service) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
     )
-    return Job(model.tools.generator, request, ChatReply(body, model.name, service.fingerprint), bool(body.stream))
+    provenance = service.provenance(model)
+    reply = ChatReply(body, model.name, provenance.fingerprint)
+    job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
+    return recorded(job, "/v1/chat/completions", body, service.recorder)
 
 
 @router.post("/v1/chat/completions")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from server.api.sse import to_json
 from server.generator import Piece, TokenText
 
 LEAST_LOGPROB = -9999.0  # OpenAI's figure for the unlikely; JSON has no infinity
@@ -14,6 +15,11 @@ class Choice:
     text: str = ""
     tokens: list[TokenText] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
+
+    @property
+    def ids(self) -> dict[str, list[int]]:
+        """The field for clients that count in tokens, under vLLM's name."""
+        return {"token_ids": [token.id for token in self.tokens]}
 
 
 def choices_of(pieces: list[Piece]) -> list[Choice]:
@@ -28,6 +34,11 @@ def choices_of(pieces: list[Piece]) -> list[Choice]:
     for index, choice in choices.items():
         choice.text = "".join(texts[index])
     return [choices[index] for index in sorted(choices)]
+
+
+def ids_field(tokens: list[TokenText]) -> bytes:
+    """The same for an event, led by a comma."""
+    return b',"token_ids":' + to_json([token.id for token in tokens])
 
 
 def logprob_of(token: TokenText) -> float:

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, Tag, model_validator
 
 from server.api.body import read_body
-from server.api.choices import choices_of, logprob_of
+from server.api.choices import choices_of, ids_field, logprob_of
 from server.api.exchange import Answer, Job
+from server.api.recording import recorded
 from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
 from server.api.schemas import MAX_CHOICES, MAX_TOKEN_IDS, GenerationBody, TokenId, Unsupported, check_ids, ignored
 from server.api.service import ServedModel, Service, service_of
@@ -86,6 +87,7 @@ class CompletionReply:
         self._envelope = Envelope.new("cmpl", "text_completion", model, fingerprint)
         self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
         self._has_logprobs = body.logprobs is not None
+        self._has_ids = bool(body.return_token_ids)
         self._echoes = echoes
         self._offsets = [Offsets(len(echo)) for echo in echoes]
 
@@ -94,12 +96,13 @@ class CompletionReply:
 
     def event(self, piece: Piece) -> bytes:
         has_logprobs = self._has_logprobs and piece.tokens
-        if not (piece.text or has_logprobs or piece.finish_reason):
+        ids = ids_field(piece.tokens) if self._has_ids and piece.tokens else b""
+        if not (piece.text or has_logprobs or ids or piece.finish_reason):
             return b""
         logprobs = to_json(self._logprobs(piece.index, piece.tokens)) if has_logprobs else b"null"
         head = b'{"index":%d,"text":' % piece.index + json_text(piece.text)
         return self._chunks.around(
-            head + b',"logprobs":' + logprobs + b',"finish_reason":' + to_json(piece.finish_reason) + b"}"
+            head + b',"logprobs":' + logprobs + ids + b',"finish_reason":' + to_json(piece.finish_reason) + b"}"
         )
 
     def closing(self, usage: Usage) -> bytes:
@@ -112,6 +115,7 @@ class CompletionReply:
                 "text": self._echoes[choice.index] + choice.text,
                 "logprobs": self._logprobs(choice.index, choice.tokens) if self._has_logprobs else None,
                 "finish_reason": choice.finish_reason,
+                **(choice.ids if self._has_ids else {}),
             }
             for choice in choices_of(pieces)
         ]
@@ -157,8 +161,10 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
     )
-    reply = CompletionReply(body, model.name, service.fingerprint, _echoes(body, model))
-    return Job(model.tools.generator, request, reply, bool(body.stream))
+    provenance = service.provenance(model)
+    reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model))
+    job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
+    return recorded(job, "/v1/completions", body, service.recorder)
 
 
 async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:

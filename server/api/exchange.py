@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from server.api import sse
 from server.api.answers import ignored_header
 from server.api.connection import ClientGone, watching
+from server.exactness.receipt import RECEIPT, Provenance
 from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
 from server.logs import Log
 from server.metrics import EndReason, Metrics, RequestMeter
@@ -42,6 +43,8 @@ class Job:
     request: GenerationRequest
     reply: Reply
     is_streamed: bool
+    provenance: Provenance
+    on_end: Callable[[str, EndReason, Usage], None] = lambda request_id, reason, usage: None
 
 
 class Answer(Response):
@@ -58,6 +61,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with watching(receive) as client:
             job = await client.while_there(self._prepare())
+            self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
             generation = job.generator.start(job.request)
             scope["state"]["is_accepted"] = True
             meter = self._metrics.request_accepted(self._arrived)
@@ -73,6 +77,7 @@ class Answer(Response):
                 if end not in ("stop", "length"):
                     generation.close()
                 self._account(scope, meter, end, generation.usage)
+                job.on_end(scope["state"]["request_id"], end, generation.usage)
 
     async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         events, has_started = reply.opening(), False

@@ -74,6 +74,7 @@ class GenerationBody(Strict):
     stop: Stop | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
+    return_token_ids: Annotated[bool, Field(description="Add `token_ids` to each choice.")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -1,7 +1,6 @@
 """What every endpoint reaches: the options, the engine, and the text tools once the model's card is known."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,6 +11,8 @@ from server.api.sse import wall_time
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
+from server.exactness.receipt import Provenance, text_digests
+from server.exactness.recorder import Recorder
 from server.metrics import Metrics
 from server.text_tools import TextTools
 
@@ -37,6 +38,8 @@ class ServedModel:
     name: str
     card: ModelCard
     tools: TextTools
+    template_digest: str
+    tokenizer_digest: str
 
     def check_name(self, asked: str | None) -> None:
         """One model is served, so a request may leave the name out; another name is an error."""
@@ -52,6 +55,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
+    recorder: Recorder | None = None
     leaving: bool = False  # the server has been told to end: better ask another
     draining: bool = False  # and takes nothing new any more
     created: int = field(default_factory=wall_time)
@@ -107,7 +111,7 @@ class Service:
         if card is None:
             raise self._loading_error()
         tools = await asyncio.to_thread(self.load_text, card)
-        return ServedModel(self.name_of(card), card, tools)
+        return ServedModel(self.name_of(card), card, tools, *await asyncio.to_thread(text_digests, card))
 
     def _loading_error(self) -> ModelLoading:
         progress = self.engine.progress
@@ -116,13 +120,20 @@ class Service:
             stage += f", {progress.done} of {progress.total} {progress.unit}"
         return ModelLoading(f"The model is loading{stage}.", retry_after_s=2.0)
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal software, model, device and precision: what decides a seeded answer beside the request."""
-        card, ready = self.engine.card, self.engine.ready
-        parts = [VERSION, card and card.name, card and card.family, ready and ready.device]
-        parts.append(ready and ready.dtype)
-        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+    def provenance(self, model: ServedModel) -> Provenance:
+        """Of what is answered now: a new engine may run on other kernels."""
+        ready = self.engine.ready
+        assert ready is not None, "nothing is answered before"
+        return Provenance(
+            version=VERSION,
+            weights=ready.weights,
+            template=model.template_digest,
+            tokenizer=model.tokenizer_digest,
+            device=ready.device,
+            dtype=ready.dtype,
+            kv_dtype=ready.kv_dtype,
+            kernels=ready.kernels,
+        )
 
 
 def _leaving_error() -> ServerDraining:

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from server.console.talk import EngineFailed, Talk, TalkOptions, complain, opened
+from server.console.running import EngineFailed, complain
+from server.console.talk import Talk, TalkOptions, opened
 from server.errors import HeadraceError
 
 _HELP = """\

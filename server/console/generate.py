@@ -2,7 +2,8 @@
 
 import sys
 
-from server.console.talk import EngineFailed, TalkOptions, complain, opened
+from server.console.running import EngineFailed, complain
+from server.console.talk import TalkOptions, opened
 from server.errors import HeadraceError
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from msgspec import Meta
 
 from model.batch import Sampling
 from server.config import Count, EngineOptions
-from server.console.progress import ProgressBar
-from server.engine.client import EngineClient, Listener
-from server.engine.messages import ModelCard, Ready
+from server.console.running import EngineFailed, running
+from server.engine.client import EngineClient
+from server.engine.messages import ModelCard
 from server.generator import GenerationRequest
 from server.text_tools import TextTools, load_text
 
@@ -62,33 +61,12 @@ class Talk:
             generation.close()
 
 
-class EngineFailed(Exception):
-    """The engine could not start; the message is its reason."""
-
-
 @asynccontextmanager
 async def opened(options: TalkOptions) -> AsyncIterator[Talk]:
     """Starts the engine with a progress bar and ends it. Raises EngineFailed."""
-    bar = ProgressBar()
-    settled = asyncio.Event()
-
-    def on_ready(_: Ready) -> None:
-        settled.set()
-
-    def on_failure(_: str) -> None:
-        settled.set()
-
-    listener = Listener(on_progress=bar, on_ready=on_ready, on_failure=on_failure)
-    engine = EngineClient(options, max_queue=1, listener=listener)
-    await engine.start()
-    try:
-        await settled.wait()
-        bar.close()
-        if engine.failure is not None or engine.card is None:
-            raise EngineFailed(engine.failure)
+    async with running(options, max_queue=1) as engine:
+        assert engine.card is not None, "it runs"
         yield Talk(options, engine, await _load_text(engine.card, engine))
-    finally:
-        await engine.stop()
 
 
 async def _load_text(card: ModelCard, engine: EngineClient) -> TextTools:
@@ -96,9 +74,3 @@ async def _load_text(card: ModelCard, engine: EngineClient) -> TextTools:
         return await asyncio.to_thread(load_text, card, engine)
     except ValueError as error:
         raise EngineFailed(str(error)) from error
-
-
-def complain(error: EngineFailed) -> int:
-    """Tells the reason in one line; the exit code."""
-    print(f"headrace: {error}", file=sys.stderr)
-    return 1

@@ -208,7 +208,12 @@ def _ready(model: OpenModel, memory: MemoryPlan, step_seconds: float) -> Ready:
     return Ready(
         device=str(model.kernels.device),
         dtype=str(model.kernels.dtype).removeprefix("torch."),
+        kv_dtype=str(model.kv_dtype).removeprefix("torch."),
+        kernels=model.kernels.name,
+        is_exact=model.kernels.is_exact,
+        weights=model.digest(),
         block_size=BLOCK_SIZE,
+        block_bytes=memory.block,
         total_blocks=memory.num_blocks,
         memory_plan=str(memory),
         step_seconds=step_seconds,

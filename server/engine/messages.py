@@ -67,7 +67,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     device: str
     dtype: str
-    block_size: int
+    kv_dtype: str
+    kernels: str  # what computes, by name and version
+    is_exact: bool  # they promise the same bits whatever is computed beside a sequence
+    weights: str  # a digest
+    block_size: int  # tokens
+    block_bytes: int
     total_blocks: int
     memory_plan: str  # the sum behind `total_blocks`, for people
     step_seconds: float  # what the largest step took while warming up

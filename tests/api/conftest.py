@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -78,7 +79,17 @@ class FakeEngine:
         self.card: ModelCard | None = byte_card()
         self.progress: Progress | None = Progress("weights", 3, 10, "tensors")
         self.ready: Ready | None = Ready(
-            device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="", step_seconds=0
+            device="cpu",
+            dtype="float32",
+            kv_dtype="float16",
+            kernels="portable",
+            is_exact=True,
+            weights="0" * 64,
+            block_size=16,
+            block_bytes=1,
+            total_blocks=10,
+            memory_plan="",
+            step_seconds=0,
         )
         self.failure: str | None = None
         self.is_up = True
@@ -93,6 +104,10 @@ class FakeEngine:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[], bool], Future[None]]] = []
+
+    def change(self, **fields: object) -> None:
+        """Goes on as an engine of another kind."""
+        self.ready = msgspec.structs.replace(self.ready, **fields)
 
     def forget(self) -> None:
         self.orders.clear()

@@ -10,7 +10,19 @@ from server.generator import Piece, Usage
 from server.metrics import VLLM_NAMES, Metrics
 
 UNITS = ("seconds", "tokens", "ratio", "info", "blocks", "running", "waiting")
-READY = Ready(device="cpu", dtype="float32", block_size=16, total_blocks=10, memory_plan="", step_seconds=0)
+READY = Ready(
+    device="cpu",
+    dtype="float32",
+    kv_dtype="float16",
+    kernels="portable",
+    is_exact=True,
+    weights="",
+    block_size=16,
+    block_bytes=1,
+    total_blocks=10,
+    memory_plan="",
+    step_seconds=0,
+)
 
 
 def families(metrics: Metrics) -> dict:

@@ -25,7 +25,7 @@ def threads(request: pytest.FixtureRequest, kernels: CpuKernels) -> Iterator[int
 def test_a_product_row_is_the_same_in_any_batch(
     kernels: CpuKernels, make_weight: MakeWeight, name: str, activations: str
 ) -> None:
-    kernels = CpuKernels(kernels.native, kernels.operations, activations)
+    kernels = CpuKernels(kernels.native, kernels.level, kernels.operations, activations)
     weight, bias = kernels.prepare(make_weight(name, 50, 256)), torch.randn(50)
     x_TD = torch.randn(max(SIZES), 256)
     kernels.native.set_threads(1)

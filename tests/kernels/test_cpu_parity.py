@@ -80,7 +80,7 @@ def test_linear_of_any_width(
 def test_linear_with_eight_bit_activations(
     kernels: CpuKernels, reference: Kernels, make_weight: MakeWeight, name: str
 ) -> None:
-    fast = CpuKernels(kernels.native, kernels.operations, activations="int8")
+    fast = CpuKernels(kernels.native, kernels.level, kernels.operations, activations="int8")
     weight, x_TD = make_weight(name, 40, 512), torch.randn(11, 512)
     assert_product(fast, reference, weight, x_TD, 5e-3)
     with pytest.raises(AssertionError, match="off by"):  # this mode is there to be coarser

@@ -16,6 +16,7 @@ def load(activations: str = "int16", level: str = "", threads: int | None = None
     `activations` are held in int16 or int8 per 32 values against packed weights; `threads` default to all cores.
     """
     native = find_library()
+    level = level or (native.best_level() if native else "")
     operations = native.operations(level) if native else None
     if native is None or operations is None:
         logger.warning(
@@ -23,4 +24,4 @@ def load(activations: str = "int16", level: str = "", threads: int | None = None
         )
         return None
     native.set_threads(threads or available_cores())
-    return CpuKernels(native, operations, activations)
+    return CpuKernels(native, level, operations, activations)

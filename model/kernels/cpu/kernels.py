@@ -23,9 +23,12 @@ MAX_HEAD_DIM = 512
 class CpuKernels(Kernels):
     """A row's result has the same bits whatever is computed beside it, and with any number of threads."""
 
-    def __init__(self, native: Library, operations: Operations, activations: str = "int16") -> None:
+    def __init__(self, native: Library, level: str, operations: Operations, activations: str = "int16") -> None:
         super().__init__(torch.device("cpu"), torch.float32)
         self.native = native
+        self.level = level
+        self.name = f"{level}-{activations}+{self.name}"  # torch computes what is left to it, such as log probabilities
+        self.is_exact = True
         self.operations = operations
         self.precision = PRECISIONS[activations]
         self.arena = Arena()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from struct import Struct
 
+LEVELS = ("avx512", "avx2", "portable")  # best first, as in `library.cpp`
+
 Operation = Callable[[bytes], None]  # takes the bytes of its arguments
 
 # The arguments of each operation as the bytes of its C structure: pointers, 64-bit integers, floats. Packing bytes
@@ -67,6 +69,9 @@ class Library:
         """The operations of an instruction-set level, the best one by default; None if this processor lacks it."""
         table = self._library.headrace_operations(level.encode())
         return Operations(*(_OPERATION(address) for address in table.contents)) if table else None
+
+    def best_level(self) -> str:
+        return next(level for level in LEVELS if self.operations(level))
 
     def replay(self, entries: int, count: int, rows: int, spans: int, num_spans: int) -> None:
         """Runs the entries of a tape (see `tape.cpp`); addresses and numbers."""
