@@ -1,0 +1,61 @@
+"""How Headrace fares beside what a user would run instead: llama.cpp's server and `transformers serve`.
+
+Each contestant is started alone for each group of workloads, in turn, round by round, and asked by the client of
+`headrace bench`. llama.cpp is built from its source package, and the default model requantised by its own tool, once,
+in the user's cache. Stop everything else on the machine first.
+
+examples:
+  python -P -m bench.peers                                  # everything, writes bench/peers.md and peers.svg
+  python -P -m bench.peers --quick                          # that it runs, not how fast
+  python -P -m bench.peers --workloads c1 c8 --only Headrace Q4_0
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.peers.chart import chart
+from bench.peers.contestants import everyone
+from bench.peers.results import Results
+from bench.peers.rounds import play, turns
+from bench.peers.table import conditions, document, limits, ratios_table, values_table
+from bench.peers.workloads import WORKLOADS
+
+FOLDER = Path(__file__).parents[1]
+NAMES = [workload.name for workload in WORKLOADS]
+EVERYONE = [""]  # every name contains it
+
+
+def main() -> int:
+    options = parser().parse_args()
+    workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
+    results, status = Results(), 0
+    try:
+        entrants = [one for one in everyone() if any(part in one.name for part in options.only)]
+        rounds = 1 if options.quick else options.rounds
+        play(turns(entrants, [one.quick() for one in workloads] if options.quick else workloads, rounds), results)
+    except KeyboardInterrupt:
+        print("bench.peers: interrupted; what follows is what was finished", file=sys.stderr)
+        status = 130
+    print(values_table(results), ratios_table(results), limits(results), sep="\n\n")
+    if status == 0 and not options.quick and options.workloads == NAMES and options.only == EVERYONE:
+        (FOLDER / "peers.md").write_text(document(results, conditions(options.rounds)), encoding="utf-8")
+        (FOLDER / "peers.svg").write_text(chart(results), encoding="utf-8")
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -P -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that everything is run (default: 3)")
+    whole = "default: all; a whole run alone writes the files"
+    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=NAMES, help=f"what is asked ({whole})")
+    only_help = "contestants whose name contains one of these (default: all)"
+    parser.add_argument("--only", nargs="+", default=EVERYONE, metavar="NAME", help=only_help)
+    parser.add_argument("--quick", action="store_true", help="one round of few requests; the figures mean nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
