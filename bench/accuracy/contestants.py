@@ -4,9 +4,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor
 from bench.accuracy.text import WINDOW
 from bench.peers.llama_cpp import LlamaCpp
 from model.batch import Batch, Chunk
-from model.checkpoints.checkpoint import open_checkpoint
-from model.families import describe
 from model.inputs import pack
 from model.kernels import Kernels
-from model.kernels.cpu import available_cores, load
-from model.kv_cache import BLOCK_SIZE, KVCache
-from model.transformer import Transformer
-from model.weights import Weights
+from model.kernels.cpu import CpuKernels, available_cores
+from model.loading import Request, load, open_model
+from model.runner import Runner
 
 # Shapes: T tokens of a window, V vocabulary
+
+Activations = Literal["int16", "int8"]
+KvDtype = Literal["auto", "float32", "int8"]
+KV_GIB = 0.05  # a window's keys and values in fp32 take half of it
 
 
 class Contestant(Protocol):
@@ -32,35 +33,51 @@ class Contestant(Protocol):
         """Of the token after each one of a window, which is read from position 0: float32 [T, V]."""
 
 
+@dataclass(frozen=True, slots=True)
 class Headrace:
     """Our model, in this process."""
 
-    def __init__(self, model: Path, kernels: Kernels) -> None:
-        checkpoint = open_checkpoint(model)
-        description = describe(checkpoint.kind, checkpoint.metadata, {info.name for info in checkpoint.infos})
-        config = description.config
-        self.transformer = Transformer(config, Weights(dict(checkpoint.tensors()), description.names), kernels)
-        self.blocks = list(range(-(-WINDOW // BLOCK_SIZE)))
-        self.cache = KVCache(config, len(self.blocks), kernels.dtype, kernels.device)
+    runner: Runner
 
     @torch.inference_mode()
     def logits(self, tokens: list[int]) -> Tensor:
-        chunk = Chunk(tokens, 0, len(tokens), self.blocks, len(tokens), sampling=None)
-        inputs = pack(Batch([chunk]), self.cache.layers[0].keys.device)
-        return self.transformer.logits(self.transformer(inputs, self.cache))
+        transformer, cache = self.runner.transformer, self.runner.cache
+        chunk = Chunk(tokens, 0, len(tokens), list(range(cache.num_blocks)), len(tokens), sampling=None)
+        return transformer.logits(transformer(pack(Batch([chunk]), transformer.kernels.device), cache))
 
 
-def plain_torch(model: Path, dtype: torch.dtype) -> Headrace:
-    """On the dequantised weights, with the kernels that specify all others."""
-    return Headrace(model, Kernels(torch.device("cpu"), dtype))
+def served(model: Path, activations: Activations = "int16", kv_dtype: KvDtype = "auto") -> Headrace:
+    """With the kernels that serve. Raises ValueError where there are none."""
+    opened = open_model(_request(model, activations, kv_dtype), _silent)
+    if not isinstance(opened.kernels, CpuKernels):
+        raise ValueError("this installation has no C++ kernels that could be judged")
+    return Headrace(load(opened, opened.plan(), _silent))
 
 
-def fast(model: Path, activations: str) -> Headrace:
-    """With the kernels that serve."""
-    kernels = load(activations)
-    if kernels is None:
-        raise SystemExit("bench.accuracy: this installation has no C++ kernels to be judged")
-    return Headrace(model, kernels)
+def reference(model: Path) -> Headrace:
+    """On the dequantised weights, with the kernels that specify all others, and with a cache of fp32."""
+    opened = open_model(_request(model, "int16", "float32"), _silent)
+    opened = replace(opened, kernels=Kernels(torch.device("cpu"), torch.float32))
+    return Headrace(load(opened, opened.plan(), _silent))
+
+
+def _request(model: Path, activations: Activations, kv_dtype: KvDtype) -> Request:
+    return Request(
+        model=str(model),
+        device="cpu",
+        dtype="float32",
+        activations=activations,
+        kv_dtype=kv_dtype,
+        context_length=WINDOW,
+        kv_memory=KV_GIB,
+        max_sequences=1,
+        step_tokens=WINDOW,
+        threads=None,
+    )
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ MAX_KL = 5e-5
 
 REFERENCE = "fp32, plain torch"
 DEFAULT = "Headrace, default"
-FAST = "Headrace, int8"
-BF16 = "bf16 throughout, plain torch"
+FAST = "Headrace, int8 activations"
+SMALL = "Headrace, int8 KV cache"
 PEER = "llama.cpp"
 
 
@@ -28,18 +28,17 @@ class Judged:
 
 def table(judged: list[Judged]) -> str:
     """Markdown."""
-    rows = [["weights", "computed by", "perplexity", "above fp32", "KL to fp32", "top-1 agreement"]]
+    rows = [["weights", "computed by", "perplexity", "above fp32", "KL to fp32", "top-1 agreement", "predictions"]]
     for group in judged:
         rows += [[group.form, name, *_cells(group, name)] for name in group.rows]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|---|---|---|---|---|", *lines[1:]])
+    return "\n".join([lines[0], "|---|---|---|---|---|---|---|", *lines[1:]])
 
 
 def _cells(group: Judged, name: str) -> list[str]:
     tally = group.rows[name]
-    if name == REFERENCE:
-        return [f"{tally.perplexity:.4f}", "", "", ""]
-    return [f"{tally.perplexity:.4f}", f"{group.loss(name):+.3%}", f"{tally.kl:.3g}", f"{tally.agreement:.2%}"]
+    apart = [f"{group.loss(name):+.3%}", f"{tally.kl:.3g}", f"{tally.agreement:.2%}"]
+    return [f"{tally.perplexity:.4f}", *(["", "", ""] if name == REFERENCE else apart), f"{tally.tokens:,}"]
 
 
 def verdicts(group: Judged) -> str:

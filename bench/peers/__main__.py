@@ -11,6 +11,7 @@ examples:
 """
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bench.peers.results import Results
 from bench.peers.rounds import play, turns
 from bench.peers.table import conditions, document, limits, ratios_table, values_table
 from bench.peers.workloads import WORKLOADS
+from model.checkpoints.errors import CheckpointError
 
 FOLDER = Path(__file__).parents[1]
 NAMES = [workload.name for workload in WORKLOADS]
@@ -29,11 +31,15 @@ EVERYONE = [""]  # every name contains it
 def main() -> int:
     options = parser().parse_args()
     workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
+    if options.quick:
+        workloads = [workload.quick() for workload in workloads]
     results, status = Results(), 0
     try:
         entrants = [one for one in everyone() if any(part in one.name for part in options.only)]
-        rounds = 1 if options.quick else options.rounds
-        play(turns(entrants, [one.quick() for one in workloads] if options.quick else workloads, rounds), results)
+        play(turns(entrants, workloads, 1 if options.quick else options.rounds), results)
+    except (subprocess.CalledProcessError, CheckpointError) as error:
+        print(f"bench.peers: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("bench.peers: interrupted; what follows is what was finished", file=sys.stderr)
         status = 130
