@@ -7,8 +7,8 @@ from bench.peers.results import FIGURES, Figure, Results
 from server.bench.report import number
 
 COLUMNS = 4
-WIDTH, NAMES_WIDTH, PANEL_WIDTH = 800, 160, 158
-BAR_WIDTH, BAR_HEIGHT, PITCH = 100, 13, 20  # PITCH: from one bar to the next
+WIDTH, NAMES_WIDTH, PANEL_WIDTH = 860, 176, 170
+BAR_WIDTH, BAR_HEIGHT, PITCH = 112, 13, 20  # PITCH: from one bar to the next
 TOP, TITLE_HEIGHT, GAP = 14, 24, 22
 STYLE = """
   .page { fill: #ffffff; }

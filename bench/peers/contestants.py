@@ -34,12 +34,6 @@ def headrace(name: str, *options: str) -> Contestant:
     return Contestant(name, lambda users, tokens: [command])
 
 
-def knows_activations() -> bool:
-    """Whether the installed headrace has the option that makes `FAST` of it."""
-    options = subprocess.run([HEADRACE, "serve", "--help"], check=True, capture_output=True, text=True).stdout
-    return "--activations" in options
-
-
 def llama_server(peer: LlamaCpp, name: str, model: Path) -> Contestant:
     """One slot a user, each with room for a whole request; several share their KV cache, or do not."""
     threads = str(available_cores())
@@ -66,12 +60,7 @@ def everyone() -> list[Contestant]:
     model = locate(DEFAULT_MODEL, lambda stage, done, total: None)
     peer = llama_cpp.build()
     files = {SAME_FORM: model} | {form: peer.quantized(model, form) for form in OTHER_FORMS}
-    entrants = [headrace(FAITHFUL)]
-    if knows_activations():
-        entrants.append(headrace(FAST, "--activations", "int8"))
-    else:
-        print(f"{FAST}: left out, the installed headrace has no --activations", file=sys.stderr)
-    entrants.append(headrace(PLAIN, "--no-speculation"))
+    entrants = [headrace(FAITHFUL), headrace(FAST, "--activations", "int8"), headrace(PLAIN, "--no-speculation")]
     entrants += [llama_server(peer, LLAMA_CPP[form], file) for form, file in files.items()]
     try:
         entrants.append(transformers(*transformers_serve.prepare(model)))

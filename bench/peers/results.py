@@ -33,7 +33,7 @@ FIGURES = (
     Figure("output 32", "32 at once, tok/s", floors=_floors(6, 2.2, 8, 3.2)),
     Figure("ttft", "TTFT, 32 at once, ms", is_cost=True, floors=_floors(0.25, 0.5, 0.15, 0.35)),
     Figure("decode", "decode alone, tok/s", floors=_floors(1.8, 1.1, 1.8, 1.1)),
-    Figure("prefix", "TTFT, known : new prefix", is_cost=True, limit=0.1),
+    Figure("prefix", "TTFT, known : new", is_cost=True, limit=0.1),
     Figure("memory", "memory, 32 at once, MB", is_cost=True, limit=700),
 )
 

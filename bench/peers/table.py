@@ -13,7 +13,7 @@ MEANING = """\
 - **at once**: output tokens per second of so many users, 128 tokens in and 64 out, greedy, in a closed loop; TTFT is
   the median time to the first token of 32 of them.
 - **decode alone**: 1 / TPOT of one request whose context is 128 tokens on average.
-- **TTFT, known : new prefix**: of a second request that begins with the same 512 tokens, over that of the first.
+- **TTFT, known : new**: of a second request that begins with the same 512 tokens, over that of the first.
 - **memory**: the peak of the proportional set size (PSS) of the server and all its processes, spare engine included.\
 """
 
