@@ -36,6 +36,8 @@ def main() -> int:
     results, status = Results(), 0
     try:
         entrants = [one for one in everyone() if any(part in one.name for part in options.only)]
+        if not entrants:
+            raise SystemExit("bench.peers: no contestant has such a name")
         play(turns(entrants, workloads, 1 if options.quick else options.rounds), results)
     except (subprocess.CalledProcessError, CheckpointError) as error:
         print(f"bench.peers: {error}", file=sys.stderr)
@@ -43,7 +45,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("bench.peers: interrupted; what follows is what was finished", file=sys.stderr)
         status = 130
-    print(values_table(results), ratios_table(results), limits(results), sep="\n\n")
+    if results.contestants:
+        print(values_table(results), ratios_table(results), limits(results), sep="\n\n")
     if status == 0 and not options.quick and options.workloads == NAMES and options.only == EVERYONE:
         (FOLDER / "peers.md").write_text(document(results, conditions(options.rounds)), encoding="utf-8")
         (FOLDER / "peers.svg").write_text(chart(results), encoding="utf-8")
@@ -54,13 +57,21 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -P -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that everything is run (default: 3)")
+    parser.add_argument(
+        "--rounds", type=count, default=3, metavar="N", help="times that everything is run (default: 3)"
+    )
     whole = "default: all; a whole run alone writes the files"
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=NAMES, help=f"what is asked ({whole})")
     only_help = "contestants whose name contains one of these (default: all)"
     parser.add_argument("--only", nargs="+", default=EVERYONE, metavar="NAME", help=only_help)
     parser.add_argument("--quick", action="store_true", help="one round of few requests; the figures mean nothing")
     return parser
+
+
+def count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError("below 1")
+    return value
 
 
 if __name__ == "__main__":
