@@ -4,6 +4,12 @@ Each contestant is started alone for each group of workloads, in turn, round by 
 `headrace bench`. llama.cpp is built from its source package, and the default model requantised by its own tool, once,
 in the user's cache. Stop everything else on the machine first.
 
+workloads:
+  prefill       512 tokens in, one out, one request at a time
+  decode        the time between the tokens of one request, whose context is 128 tokens on average
+  prefix        a second request with the same 512 tokens in front, against the first
+  c1, c8, c32   1, 8 and 32 users at once, 128 tokens in and 64 out; at 32 TTFT and memory as well
+
 examples:
   python -P -m bench.peers                                  # everything, writes bench/peers.md and peers.svg
   python -P -m bench.peers --quick                          # that it runs, not how fast
