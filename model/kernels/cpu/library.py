@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from struct import Struct
 
-LEVELS = ("avx512", "avx2", "portable")  # best first, as in `library.cpp`
+LEVELS = ("avx512", "avx2", "neon", "portable")  # best first, as in `library.cpp`
 
 Operation = Callable[[bytes], None]  # takes the bytes of its arguments
 
