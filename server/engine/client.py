@@ -30,7 +30,14 @@ from server.logs import Log
 RESUME_WINDOW_S = 60.0  # without an engine, new requests are queued for so long, and later refused
 
 _STOPPING = "the server stops"
-_TOTALS = ("preemptions", "prefix_queries", "prefix_hits", "invariant_violations")  # what an engine counts from 0
+_TOTALS = (  # what an engine counts from 0
+    "preemptions",
+    "prefix_queries",
+    "prefix_hits",
+    "drafts_proposed",
+    "drafts_accepted",
+    "invariant_violations",
+)
 
 log = Log(__name__)
 
