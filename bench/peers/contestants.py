@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.peers import llama_cpp, transformers_serve
 from bench.peers.llama_cpp import OTHER_FORMS, SAME_FORM, LlamaCpp
-from bench.peers.servers import Command
+from bench.servers import Command
 from model.checkpoints.sources import DEFAULT_MODEL, locate
 from model.kernels.cpu import available_cores
 

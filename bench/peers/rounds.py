@@ -10,8 +10,8 @@ from tqdm import tqdm
 from bench.peers.contestants import Contestant
 from bench.peers.llama_cpp import cache_folder
 from bench.peers.results import Results
-from bench.peers.servers import Command, NoStart, Scales, running
 from bench.peers.workloads import WORKLOADS, Workload
+from bench.servers import Command, NoStart, Scales, running
 from server.bench.client import ServerError
 
 CROWD = max(workload.users for workload in WORKLOADS)  # serving so many, a server is weighed

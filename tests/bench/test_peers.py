@@ -13,9 +13,9 @@ from bench.peers.chart import chart
 from bench.peers.contestants import FAITHFUL, LLAMA_CPP, Contestant
 from bench.peers.results import FIGURES, Results
 from bench.peers.rounds import turns
-from bench.peers.servers import Command, NoStart, memory_mb, proportional_kb, running, tree
 from bench.peers.table import limits, ratios_table, values_table
 from bench.peers.workloads import WORKLOADS
+from bench.servers import Command, NoStart, memory_mb, proportional_kb, running, tree
 from server.bench.record import Record, Usage
 
 OUTPUT = next(figure for figure in FIGURES if figure.key == "output 32")

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,21 @@ class Server:
 @contextmanager
 def running(command: Command, log: Path) -> Iterator[Server]:
     """A server that is ready, for as long as the context lasts. Raises NoStart."""
+    with starting(command, log) as server:
+        wait(server, command.health, log)
+        yield server
+
+
+@contextmanager
+def starting(command: Command, log: Path) -> Iterator[Server]:
+    """A server on its way, ended with the context."""
     port = _free_port()
     arguments = [*command.arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         # a session of its own: Ctrl-C is ours to pass on
         process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
     try:
-        server = Server(process, f"http://127.0.0.1:{port}")
-        _wait(server, command, log)
-        yield server
+        yield Server(process, f"http://127.0.0.1:{port}")
     finally:
         _end(process)
 
@@ -58,17 +65,28 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait(server: Server, command: Command, log: Path) -> None:
+def wait(server: Server, path: str, log: Path, statuses: Set[int] = frozenset({200})) -> None:
+    """Returns once `path` answers with one of the statuses. Raises NoStart."""
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until and server.process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(server.url + command.health, timeout=5) as answer:
-            if answer.status == 200:
-                return
-        time.sleep(0.1)
+        if _status(server.url + path) in statuses:
+            return
+        time.sleep(0.02)
     code = server.process.poll()
     last_words = log.read_text(errors="replace").strip().splitlines()[-1:] or ["(said nothing)"]
     how = "was not ready in time" if code is None else f"ended with {code}"
-    raise NoStart(f"{Path(command.arguments[0]).name} {how}: {last_words[0]} ({log})")
+    raise NoStart(f"the server {how}: {last_words[0]} ({log})")
+
+
+def _status(url: str) -> int | None:
+    """None where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
