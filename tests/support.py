@@ -67,9 +67,14 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
         tensors |= {f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in shapes.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
+    return write_model(folder, TINY, tensors)
+
+
+def write_model(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
+    """With the tokenizer of bytes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "config.json").write_text(json.dumps(config))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     words = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(words))
