@@ -10,7 +10,7 @@ from model.kernels.cpu import library
 from model.kernels.cpu.arena import Arena
 from model.kernels.cpu.library import Library, Operations
 from model.kernels.cpu.packing import Panels, pack, panel_bytes
-from model.kernels.cpu.tape import Pool, Recorder, Tape
+from model.kernels.cpu.tape import Pool, Recorder, Tape, TorchWatch
 from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
@@ -163,14 +163,17 @@ class CpuKernels(Kernels):
         self.operations.argmax(library.argmax_args(logits_TV.data_ptr(), best_T.data_ptr(), rows, columns))
         return best_T
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
         pool, recorder = Pool(), Recorder(self.operations)
         places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)
         self._empty, self.operations = pool.empty, recorder.operations
         try:
-            output = forward(places, spans)
+            with TorchWatch() as watch:
+                output = forward(places, spans)
         finally:
             self._empty, self.operations = torch.empty, recorder.recorded
+        if watch.has_computed:
+            return None
         tape = Tape(recorder, self.native, pool, places, output)
         return lambda inputs, spans: tape.replay(inputs, self._listed(spans), len(spans))
 
