@@ -129,7 +129,7 @@ class CpuKernels(Kernels):
         keys = cache.keys
         _, groups, _, block_size = keys.shape
         if head_dim % 8 or head_dim > MAX_HEAD_DIM or block_size % POSITIONS_AT_ONCE:
-            return super().attention(q_THd, cache, spans, shape)
+            return super().attention(q_THd, cache, _row_by_row(spans), shape)
         q_THd = _adjacent(q_THd)
         out = self._empty(rows, heads, head_dim)
         self.operations.attention(
@@ -168,7 +168,7 @@ class CpuKernels(Kernels):
         places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)
         self._empty, self.operations = pool.empty, recorder.operations
         try:
-            with TorchWatch() as watch:
+            with TorchWatch() as watch:  # type: ignore[no-untyped-call]
                 output = forward(places, spans)
         finally:
             self._empty, self.operations = torch.empty, recorder.recorded
@@ -188,6 +188,15 @@ class CpuKernels(Kernels):
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row_by_row(spans: list[Span]) -> list[Span]:
+    """Each row as a chunk of its own: what torch then computes of it has a shape that only its position decides."""
+    return [
+        Span(row, row + 1, span.start + row - span.first_row, span.blocks)
+        for span in spans
+        for row in range(span.first_row, span.last_row)
+    ]
 
 
 def _adjacent(x_THd: Tensor) -> Tensor:

@@ -37,12 +37,10 @@ class Pool:
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
-class TorchWatch(TorchDispatchMode):
+class TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notices whether torch computes anything, copies included; views of a tensor are none of that."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.has_computed = False
+    has_computed = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.has_computed |= not func.is_view
