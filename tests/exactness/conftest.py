@@ -9,11 +9,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from copying_model import write_copying_model
 from in_process import Model
 from loading import NAMES, load_family
 from serving import Served, serving
-
-from copying import write_copying_model
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -1,5 +1,6 @@
 """A server whose HTTP side runs in this process, so that a test can reach into it, and whose engine is a child."""
 
+import json
 import os
 import signal
 import socket
@@ -22,8 +23,6 @@ from server.engine.client import EngineClient
 from server.engine.supervisor import Care
 from server.metrics import Metrics
 from server.text_tools import load_text
-
-import json
 
 Body = dict[str, Any]
 

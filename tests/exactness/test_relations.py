@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from copying_model import PERIOD, ids
 from in_process import Answer, Events, Model, Setting
 from scipy import stats
 from serving import Body, Served
-from support import CHAT_TEMPLATE
+from support import CHAT_TEMPLATE, byte_tokenizer
 
-from copying import PERIOD, ids
 from model.batch import Batch, Chunk, Sample, Sampling
 from model.inputs import pack
 from model.sampling import choose
@@ -38,6 +38,7 @@ DRAWN = Sampling(seed=5, top_logprobs=2)
 SAMPLINGS = [
     GREEDY,
     DRAWN,
+    Sampling(seed=9, logit_bias={1: 50.0, 2: 50.0, 3: 50.0}, top_logprobs=2),  # so few words that drafts come and fail
     Sampling(temperature=0.8, seed=6, top_p=0.9, top_k=20, min_p=0.02, top_logprobs=2),
     Sampling(temperature=0.0, presence_penalty=0.7, frequency_penalty=0.9, top_logprobs=2),
     Sampling(seed=7, repetition_penalty=1.5, logit_bias={7: 4.0, 8: -100.0}, top_logprobs=2),
@@ -85,7 +86,7 @@ def test_m02_place_in_the_batch_and_order_of_arrival_do_not_matter(model: Model)
 def test_m03_a_preempted_sequence_says_the_same(model: Model) -> None:
     """Either would fill the pool before its end, so that the younger one has to give way."""
     elder = Order(prompt_of(9, 14), 34, [], GREEDY)
-    for place, sampling in enumerate(SAMPLINGS[:5]):
+    for place, sampling in enumerate(SAMPLINGS[:6]):
         pair = [elder, Order(prompt_of(place, 14), 34, [], sampling)]
         answers = model.run(pair, Setting(blocks=3))
         assert model.preempted == {1}
@@ -95,7 +96,7 @@ def test_m03_a_preempted_sequence_says_the_same(model: Model) -> None:
 def test_m04_a_prefix_from_the_cache_is_the_prefix_computed(model: Model) -> None:
     """Cut at every place of a block; from a sequence that has ended, that decodes, that is being prefilled."""
     base = Order(SHARED, TOKENS, [], GREEDY)
-    cuts = [Order([*SHARED[:cut], cut, 1, 2], TOKENS, [], SAMPLINGS[cut % 5]) for cut in range(BLOCK, 2 * BLOCK + 1)]
+    cuts = [Order([*SHARED[:cut], cut, 1, 2], TOKENS, [], SAMPLINGS[cut % 6]) for cut in range(BLOCK, 2 * BLOCK + 1)]
     everyone = [base, *cuts, base]
     alone = model.alone(everyone)
     for later, step_tokens in ((1000, 512), (4, 512), (0, 512), (0, 24)):
@@ -116,8 +117,19 @@ def test_m04_a_prefix_that_was_evicted_is_computed_again(model: Model) -> None:
     assert answers[3].cached_tokens == 0
 
 
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1])
+def test_m04_a_second_turn_finds_what_was_computed_of_the_first(model: Model, length: int) -> None:
+    """The last token of an answer is never computed, also where it would fill a block."""
+    first = Order(SHARED, length, [], GREEDY)
+    (answer,) = model.alone([first])
+    second = Order([*SHARED, *answer.tokens, 1, 2], TOKENS, [], GREEDY)
+    answers = model.run([first, second], events=Events(arrivals=[0, 1000]))
+    assert answers == model.alone([first, second])
+    assert answers[1].cached_tokens == (len(SHARED) + length - 1) // BLOCK * BLOCK
+
+
 def test_m05_however_a_prompt_is_chunked(model: Model) -> None:
-    everyone = orders(6)
+    everyone = orders(7)
     alone = model.alone(everyone)
     for step_tokens in (1, 7, BLOCK - 1, BLOCK, BLOCK + 1):
         assert model.run(everyone, Setting(step_tokens=step_tokens)) == alone
@@ -154,7 +166,7 @@ def test_m10_a_bias_forbids_forces_or_changes_nothing(model: Model) -> None:
     ways: dict[str, Sampling] = {}
     for name, sampling in (("greedy", GREEDY), ("drawn", DRAWN)):
         ways[name] = sampling
-        ways[f"{name}, no bias"] = replace(sampling, logit_bias={token: 0.0 for token in range(0, VOCABULARY, 3)})
+        ways[f"{name}, no bias"] = replace(sampling, logit_bias=dict.fromkeys(range(0, VOCABULARY, 3), 0.0))
         ways[f"{name}, all alike"] = replace(sampling, logit_bias=dict.fromkeys(range(VOCABULARY), 2.0))
     (greedy,) = model.alone([Order(prompt, TOKENS, [], GREEDY)])
     favourite = greedy.tokens[0]
@@ -265,7 +277,7 @@ def test_m14_what_befalls_a_neighbour_befalls_nobody_else(model: Model) -> None:
 
 @torch.inference_mode()
 def test_m15_logprobs_are_the_models_own_and_those_of_the_text_as_a_prompt(model: Model) -> None:
-    for order in orders(6):
+    for order in orders(7):
         everything = replace(order, sampling=replace(order.sampling, top_logprobs=VOCABULARY))
         (answer,) = model.alone([everything])
         text = [*order.prompt, *answer.tokens]
@@ -358,7 +370,8 @@ WAYS: list[Body] = [{"temperature": 0}, {"temperature": 2, "seed": 3}]
 @pytest.mark.parametrize("way", WAYS, ids=["greedy", "drawn"])
 def test_m16_ids_and_text_are_the_same_prompt_and_counted_alike(served: Served, way: Body) -> None:
     for text in (RENDERED, "plain text, naïve 漢字"):
-        tokens = served.post("/tokenize", prompt=text)["tokens"]
+        tokens = byte_tokenizer().encode(text).ids
+        assert served.post("/tokenize", prompt=text)["tokens"] == tokens
         answers = [served.complete(prompt=prompt, max_tokens=20, **way) for prompt in (text, tokens, [tokens])]
         assert answers[0]["choices"] == answers[1]["choices"] == answers[2]["choices"]
         assert {answer["usage"]["prompt_tokens"] for answer in answers} == {len(tokens)}
