@@ -161,6 +161,12 @@ def _read_on(process: subprocess.Popen[str]) -> None:
         pass
 
 
+def patient_client(url: str) -> httpx.AsyncClient:
+    """Waits as long as it takes, and reuses no connection at the moment at which the server closes it as idle."""
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
+    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)
+
+
 def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_true():

@@ -1,5 +1,6 @@
 """One detail of the engine wrong, planted at the seam where such a fault would lie."""
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from model.batch import Batch, Chunk, Sample, Sampling, StepResult
 from model.inputs import Inputs, pack
 from model.kernels.cpu import CpuKernels
 from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span
+from model.kv_cache import BLOCK_SIZE
 from model.philox import uniform
 from model.runner import Runner
 from server.engine.block_pool import BlockPool, Prefix
@@ -76,10 +78,13 @@ def packed_with(patch: Patch, change: Callable[[Inputs], None]) -> None:
     patch.setattr(runner_room, "pack", packed)
 
 
-def a_neighbours_block_is_read(patch: Patch) -> None:
+def a_neighbours_blocks_are_read(patch: Patch) -> None:
+    """Those full ones that both have."""
+
     def change(inputs: Inputs) -> None:
         for place, (one, other) in enumerate(zip(inputs.spans, inputs.spans[1:], strict=False)):
-            blocks = torch.cat((other.blocks[:1], one.blocks[1:]))
+            count = min(one.start, other.start) // BLOCK_SIZE
+            blocks = torch.cat((other.blocks[:count], one.blocks[count:]))
             inputs.spans[place] = replace(one, blocks=blocks)
 
     packed_with(patch, change)
@@ -145,6 +150,10 @@ def draws_go_on_where_the_last_one_ended(patch: Patch) -> None:
     patch.setattr(sampling_room, "uniform", lambda seed, position: state.random())
 
 
+def draws_hang_on_the_process(patch: Patch) -> None:
+    patch.setattr(sampling_room, "uniform", lambda seed, position: uniform(seed ^ os.getpid(), position))
+
+
 def draws_are_coarse(patch: Patch) -> None:
     patch.setattr(sampling_room, "uniform", lambda seed, position: uniform(seed, position) // 0.05 * 0.05)
 
@@ -152,8 +161,8 @@ def draws_are_coarse(patch: Patch) -> None:
 def drafts_are_taken_on_trust(patch: Patch) -> None:
     plain = sampling_room.choose_run
 
-    def choose_run(logits_SV: Tensor, chunk: Chunk) -> list[Sample] | str:
-        samples = plain(logits_SV, chunk)
+    def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sample] | str:
+        samples = plain(logits_SV, best_S, chunk)
         assert not isinstance(samples, str)
         return [*(Sample(draft, samples[0].logprobs) for draft in chunk.drafts), samples[-1]]
 
@@ -171,7 +180,7 @@ def min_tokens_is_off_by_one(patch: Patch) -> None:
 
 def top_k_keeps_one_more(patch: Patch) -> None:
     plain = sampling_room._likeliest
-    patch.setattr(sampling_room, "_likeliest", lambda ids, weights, count: plain(ids, weights, count + 1))
+    patch.setattr(sampling_room, "_likeliest", lambda values, count: plain(values, count + 1))
 
 
 def logprobs_are_of_other_logits(patch: Patch) -> None:

@@ -32,13 +32,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What must not matter. The defaults are those of `headrace serve`."""
+    """What must not matter; all else is as `headrace serve` has it."""
 
     blocks: int = BLOCKS
-    max_sequences: int = 64
     step_tokens: int = 512
-    prefix_cache: bool = True
-    drafted_tokens: int = DRAFTED_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +49,11 @@ class Events:
 
 @dataclass(slots=True)
 class Model:
-    """A loaded model, and what engines of all settings say with it."""
+    """A loaded model, and what engines say with it."""
 
     runner: Runner
     preempted: set[int] = field(default_factory=set)  # the last run's requests that lost their blocks at least once
     _alone: dict[bytes, Answer] = field(default_factory=dict)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.runner.transformer.config.vocab_size
 
     def alone(self, orders: Iterable[Order]) -> list[Answer]:
         """What each is told in an engine of its own: nothing is cached, and its steps carry drafts."""
@@ -77,12 +70,12 @@ class Model:
     ) -> list[Answer]:
         """What one engine says to all of them. Every block holds NaN until something is stored in it."""
         setting, events = setting or Setting(), events or Events()
-        pool = BlockPool(setting.blocks, prefix_cache=setting.prefix_cache)
-        limits = Limits(setting.max_sequences, setting.step_tokens, setting.drafted_tokens)
+        limits = Limits(64, setting.step_tokens, DRAFTED_TOKENS)
+        scheduler = Scheduler(limits, BlockPool(setting.blocks))
         self.runner.cache.poison(list(range(BLOCKS)))
-        wire = _Wire(Scheduler(limits, pool), [_submit(place, order) for place, order in enumerate(orders)], events)
+        wire = _Wire(scheduler, [_submit(place, order) for place, order in enumerate(orders)], events)
         wire.go_on()
-        Loop(wire, _Watched(self.runner, events.before), wire.scheduler, check=True).run()
+        Loop(wire, _Watched(self.runner, events.before), scheduler, check=True).run()
         self.preempted = wire.preempted
         return wire.answers()
 
@@ -111,8 +104,8 @@ class _Wire:
     """Both ends of the engine's socket: whatever the engine says is answered before it goes on."""
 
     def __init__(self, scheduler: Scheduler, submits: list[Submit], events: Events) -> None:
-        self.scheduler = scheduler
         self.preempted: set[int] = set()
+        self._scheduler = scheduler
         self._submits = submits
         self._arrivals = events.arrivals or [0] * len(submits)
         self._departures = events.departures
@@ -140,7 +133,7 @@ class _Wire:
             self._deltas[delta.id].append(delta)
             if delta.finish is not None:
                 self._live.remove(delta.id)
-        self.preempted |= {sequence.id for sequence in self.scheduler.waiting if sequence.has_started}
+        self.preempted |= {sequence.id for sequence in self._scheduler.waiting if sequence.has_started}
         self._step += 1
         self.go_on()
 

@@ -12,17 +12,21 @@ import transformers as hf
 from in_process import BLOCKS, Model
 
 from model.checkpoints.contents import Checkpoint
-from model.loading import Request, load, open_model
+from model.loading import load
 from model.quantization import PackedTensor
 from model.quantization.formats import Format
 from model.weights import Matrix
+from server.config import EngineOptions
+from server.engine.loop import open_for
 
 PACKED = "llama, packed"  # as the default model's file is
+SMALLEST = "llama, packed, int8"  # with activations and cache as small as they get
 ODD_HEADS = "llama with odd heads"  # of a size that the C++ attention leaves to torch
 PAPER = "paper"
 NAMES = (
     "llama, tied",
     PACKED,
+    SMALLEST,
     ODD_HEADS,
     "mistral",
     "qwen2 with windows",
@@ -41,18 +45,11 @@ def load_family(name: str, folder: Path) -> Model:
         families.write_paper(families.lively_paper(), folder)
     else:
         families.lively(_config(name)).save_pretrained(folder)
-    request = Request(
-        model=str(folder),
-        device="cpu",
-        dtype="auto",
-        context_length=None,
-        kv_memory=None,
-        max_sequences=64,
-        step_tokens=512,
-        threads=None,
-    )
-    opened = open_model(request, lambda *_: None)
-    if name == PACKED:
+    options = EngineOptions(model=str(folder), device="cpu")
+    if name == SMALLEST:
+        options = EngineOptions(model=str(folder), device="cpu", activations="int8", kv_dtype="int8")
+    opened = open_for(options, lambda *_: None)
+    if name in (PACKED, SMALLEST):
         opened = replace(opened, checkpoint=_Packed(opened.checkpoint))
     return Model(load(opened, replace(opened.plan(), num_blocks=BLOCKS), lambda *_: None))
 
@@ -60,7 +57,7 @@ def load_family(name: str, folder: Path) -> Model:
 def _config(name: str) -> hf.PretrainedConfig:
     if name == ODD_HEADS:
         return hf.LlamaConfig(**{**families.SIZES, "head_dim": 20, "num_hidden_layers": 1})
-    return families.FAMILIES["llama" if name == PACKED else name]()
+    return families.FAMILIES["llama" if name in (PACKED, SMALLEST) else name]()
 
 
 @dataclass(frozen=True, slots=True)

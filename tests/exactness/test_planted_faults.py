@@ -25,7 +25,7 @@ ENGINE_FAULTS: dict[Relation, list[Plant]] = {
     relations.test_m01_a_batch_of_any_size_says_what_each_of_it_says_alone: [
         engine.a_reduction_split_where_there_are_many_rows,
         engine.another_attention_for_a_single_row,
-        engine.a_neighbours_block_is_read,
+        engine.a_neighbours_blocks_are_read,
         engine.a_neighbours_bias_is_added,
         engine.a_block_in_use_is_given_away,
         engine.drafts_are_taken_on_trust,
@@ -98,7 +98,11 @@ API_FAULTS: dict[Relation, list[Plant]] = {
         api.a_chat_is_rendered_with_one_token_more,
     ],
 }
-FORGETFUL_ENGINE = (sys.executable, "-P", str(Path(__file__).with_name("forgetful_engine.py")))
+
+
+def planted(plant: Plant) -> tuple[str, ...]:
+    """The command of an engine process with the fault."""
+    return sys.executable, "-P", str(Path(__file__).with_name("planted_engine.py")), plant.__name__
 
 
 def pairs(faults: dict[Relation, list[Plant]]) -> Any:
@@ -147,5 +151,5 @@ def test_a_fault_before_the_engine_breaks_its_relation(
 
 
 def test_draws_that_hang_on_the_process_break_a_restart(copying_model: Path) -> None:
-    with serving(copying_model, FORGETFUL_ENGINE) as forgetful:
+    with serving(copying_model, planted(engine.draws_hang_on_the_process)) as forgetful:
         assert_broken(lambda: relations.test_m19_another_process_says_the_same(forgetful))
