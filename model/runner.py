@@ -51,7 +51,7 @@ class Runner:
         replay = kernels.record(self._forward, self.transformer.rows(inputs), inputs.spans)
         few = pack(self._example(len(inputs.ids) // 2, len(inputs.ids) // 2 + 1), kernels.device)
         rows = self.transformer.rows(few)
-        if torch.equal(replay(rows, few.spans), self._forward(rows, few.spans)):
+        if replay is not None and torch.equal(replay(rows, few.spans), self._forward(rows, few.spans)):
             self._replay, self.max_replayed_rows = replay, len(inputs.ids)
 
     def _hidden(self, inputs: Inputs) -> Tensor:

@@ -67,9 +67,14 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
         tensors |= {f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in shapes.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
+    return write_model(folder, TINY, tensors)
+
+
+def write_model(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
+    """With the tokenizer of bytes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "config.json").write_text(json.dumps(config))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     words = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(words))
@@ -154,6 +159,12 @@ def _read_on(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     for _ in process.stdout:
         pass
+
+
+def patient_client(url: str) -> httpx.AsyncClient:
+    """Waits as long as it takes, and reuses no connection at the moment at which the server closes it as idle."""
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
+    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -80,12 +80,12 @@ class Kernels:
         self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
         self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
-        """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; here, itself.
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
+        """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; None if there is none.
 
-        The result may leave out what does not go through these operations: compare it with `forward` before use.
+        There is none where anything but these operations has a part in it.
         """
-        return forward
+        return None
 
     def prepare(self, weight: Weight) -> Prepared:
         """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""

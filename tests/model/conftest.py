@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 import transformers
@@ -105,31 +106,7 @@ def load() -> Callable[..., Engine]:
 
 @pytest.fixture(scope="session")
 def lively() -> Callable[..., transformers.PreTrainedModel]:
-    """A model of transformers' whose logits are of the order of real ones, so that a fault cannot hide in them."""
-
-    def lively(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
-        torch.manual_seed(seed)
-        config._attn_implementation = "eager"  # the other forms know no soft caps
-        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-        is_gemma = config.model_type.startswith("gemma")
-        for name, parameter in model.named_parameters():
-            _fill(name, parameter.data, is_gemma)
-        return model
-
-    return lively
-
-
-def _fill(name: str, weight: Tensor, is_gemma: bool) -> None:
-    """Matrices keep the size of what they multiply, times 1.5; norms lie around 1, which Gemma stores as 0."""
-    if name.endswith("bias"):
-        weight.normal_(std=0.3)
-    elif weight.dim() == 1:
-        weight.uniform_(0.5, 1.5).sub_(1.0 if is_gemma else 0.0)
-    elif "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
-        weight.normal_(std=2.0 * weight.shape[-1] ** -0.5)
-    else:
-        columns = weight.shape[0] if ".c_" in name else weight.shape[-1]  # GPT-2 stores [in, out]
-        weight.normal_(std=1.5 * columns**-0.5)
+    return families.lively
 
 
 @pytest.fixture(scope="session")

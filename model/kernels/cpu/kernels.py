@@ -10,7 +10,7 @@ from model.kernels.cpu import library
 from model.kernels.cpu.arena import Arena
 from model.kernels.cpu.library import Library, Operations
 from model.kernels.cpu.packing import Panels, pack, panel_bytes
-from model.kernels.cpu.tape import Pool, Recorder, Tape
+from model.kernels.cpu.tape import Pool, Recorder, Tape, TorchWatch
 from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
@@ -129,7 +129,7 @@ class CpuKernels(Kernels):
         keys = cache.keys
         _, groups, _, block_size = keys.shape
         if head_dim % 8 or head_dim > MAX_HEAD_DIM or block_size % POSITIONS_AT_ONCE:
-            return super().attention(q_THd, cache, spans, shape)
+            return super().attention(q_THd, cache, _row_by_row(spans), shape)
         q_THd = _adjacent(q_THd)
         out = self._empty(rows, heads, head_dim)
         self.operations.attention(
@@ -163,14 +163,17 @@ class CpuKernels(Kernels):
         self.operations.argmax(library.argmax_args(logits_TV.data_ptr(), best_T.data_ptr(), rows, columns))
         return best_T
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward:
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
         pool, recorder = Pool(), Recorder(self.operations)
         places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)
         self._empty, self.operations = pool.empty, recorder.operations
         try:
-            output = forward(places, spans)
+            with TorchWatch() as watch:  # type: ignore[no-untyped-call]
+                output = forward(places, spans)
         finally:
             self._empty, self.operations = torch.empty, recorder.recorded
+        if watch.has_computed:
+            return None
         tape = Tape(recorder, self.native, pool, places, output)
         return lambda inputs, spans: tape.replay(inputs, self._listed(spans), len(spans))
 
@@ -185,6 +188,15 @@ class CpuKernels(Kernels):
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row_by_row(spans: list[Span]) -> list[Span]:
+    """Each row as a chunk of its own: what torch then computes of it has a shape that only its position decides."""
+    return [
+        Span(row, row + 1, span.start + row - span.first_row, span.blocks)
+        for span in spans
+        for row in range(span.first_row, span.last_row)
+    ]
 
 
 def _adjacent(x_THd: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 While recording, every operation runs as always and is written down with the bytes of its arguments. The memory it
 works in comes from a pool that the tape keeps, so that the addresses stay valid; replaying the operations in their
-order uses it just as recording did. Whatever does not go through an operation, such as a product by torch itself, is
-not recorded: the caller must check that a replay repeats what was recorded.
+order uses it just as recording did. What torch computes by itself is not written down, and its memory is gone when the
+tape is replayed: there is no tape of such a pass (see `TorchWatch`).
 """
 
 import ctypes
@@ -11,9 +11,11 @@ import math
 import mmap
 import weakref
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kernels.cpu.library import POINTERS, Library, Operation, Operations
 
@@ -33,6 +35,16 @@ class Pool:
         buffer = (ctypes.c_char * size).from_buffer(memory)  # lives as long as the tensor's storage
         weakref.finalize(buffer, free.append, memory)
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+class TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices whether torch computes anything, copies included; views of a tensor are none of that."""
+
+    has_computed = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.has_computed |= not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder:
