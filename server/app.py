@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from server.api import chat, completions, health, models, tokenize
+from server.api import chat, completions, health, models, streams, tokenize
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
@@ -44,6 +44,7 @@ def create_app(
         try:
             yield
         finally:
+            await service.streams.close()
             await engine.stop()
 
     app = FastAPI(
@@ -56,7 +57,7 @@ def create_app(
         exception_handlers={HTTPException: _rename},
     )
     app.state.service = service
-    for resource in (completions, chat, models, tokenize, health):
+    for resource in (completions, chat, streams, models, tokenize, health):
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {"/metrics"} if options.open_metrics else HEALTH_PATHS
     app.add_middleware(Gate, api_keys=options.api_keys, open_paths=open_paths)

@@ -80,6 +80,9 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
         float, Meta(ge=0, description="seconds after SIGTERM in which requests are still taken; none after Ctrl-C")
     ] = 5.0
     drain_timeout: Annotated[float, Meta(ge=0, description="seconds that running requests then have to finish")] = 60.0
+    stream_grace: Annotated[
+        float, Meta(ge=0, description="seconds that a resumable stream waits for its reader to come back")
+    ] = 60.0
     lenient: Annotated[
         bool, Meta(description="report unknown fields of a request in a response header instead of refusing them")
     ] = False

@@ -45,11 +45,16 @@ class Departure:
         self._service.draining = True
         deadline = time.monotonic() + self._timeout_s
         try:
-            await asyncio.wait_for(engine.idle(), self._timeout_s)
+            await asyncio.wait_for(self._finish(), self._timeout_s)
         except TimeoutError:
             log.warning("leaving requests unfinished", running=engine.live)
             engine.fail_all(ServerDraining("The server is shutting down and leaves this request unfinished."))
         self.close(max(deadline - time.monotonic(), _FLUSH_S))
+
+    async def _finish(self) -> None:
+        """Readers that have lost their stream may come back to it until the last."""
+        await self._service.engine.idle()
+        await self._service.streams.settled()
 
     def _hurry(self) -> None:
         """Without waiting for anybody."""

@@ -120,6 +120,14 @@ class ModelNotFound(HeadraceError):
         super().__init__(message, param="model")
 
 
+class StreamNotFound(HeadraceError):
+    """There is nothing to resume, or nothing of this client's."""
+
+    status = 404
+    type = "invalid_request_error"
+    default_code = "stream_not_found"
+
+
 class MethodNotAllowed(HeadraceError):
     status = 405
     type = "invalid_request_error"
@@ -132,6 +140,17 @@ class MethodNotAllowed(HeadraceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"allow": self.allowed}
+
+
+class StreamTakenOver(HeadraceError):
+    """A resumable stream has one reader, the newest."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "stream_taken_over"
+
+    def __init__(self) -> None:
+        super().__init__("Another reader has taken over this stream.")
 
 
 class RequestTooLarge(HeadraceError):

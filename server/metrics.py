@@ -170,6 +170,12 @@ class Metrics(Collector):
         self._unrecorded = Counter(
             "headrace_exchanges_unrecorded", "Exchanges that the file to record them did not take.", registry=registry
         )
+        self._streams_resumed = Counter(
+            "headrace_streams_resumed", "Readers that went on with a stream begun before.", registry=registry
+        )
+        self._streams_abandoned = Counter(
+            "headrace_streams_abandoned", "Resumable streams whose reader did not come back in time.", registry=registry
+        )
         self._declare_times(registry)
         self._declare_lengths(registry)
 
@@ -234,6 +240,14 @@ class Metrics(Collector):
     def exchange_lost(self) -> None:
         """An exchange was to be recorded and could not be."""
         self._unrecorded.inc()
+
+    def stream_resumed(self) -> None:
+        """A reader has come back to a stream, or another has taken it over."""
+        self._streams_resumed.inc()
+
+    def stream_abandoned(self) -> None:
+        """A stream was given up before its end, because it had been without a reader for too long."""
+        self._streams_abandoned.inc()
 
     def render(self) -> bytes:
         """The text exposition format, to be sent as `CONTENT_TYPE`."""

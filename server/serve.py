@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from server.api.resumable import Keeping
 from server.api.service import AppOptions, Service
 from server.app import create_app
 from server.config import ServeOptions
@@ -162,4 +163,5 @@ def _app_options(options: ServeOptions) -> AppOptions:
         max_body_bytes=options.max_body,
         metrics_compat=options.metrics_compat,
         lenient=options.lenient,
+        keeping=Keeping(grace_s=options.stream_grace),
     )

@@ -194,4 +194,4 @@ async def create_chat_completion(request: Request) -> Response:
     """Answers a conversation, as a whole or as a stream of events."""
     service = service_of(request)
     body = await read_body(request, ChatBody, service.options)
-    return Answer(service.metrics, lambda: _prepare(body, service), ignored(body))
+    return Answer(service.metrics, service.streams, lambda: _prepare(body, service), ignored(body))

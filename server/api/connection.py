@@ -17,7 +17,7 @@ class ClientGone(Exception):
 class Client:
     """Owns the receive channel once the body is read. A half-closed connection counts as closed."""
 
-    def __init__(self, gone: asyncio.Task[None]) -> None:
+    def __init__(self, gone: asyncio.Future[Any]) -> None:
         self.gone = gone
 
     async def while_there(self, work: Coroutine[Any, Any, Result]) -> Result:

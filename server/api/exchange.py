@@ -10,7 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from server.api import sse
 from server.api.answers import ignored_header
-from server.api.connection import ClientGone, watching
+from server.api.connection import Client, ClientGone, watching
+from server.api.resumable import WISH, ResumableStreams, is_wished
+from server.errors import BadRequest
 from server.exactness.receipt import RECEIPT, Provenance
 from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
 from server.logs import Log
@@ -50,34 +52,53 @@ class Job:
 class Answer(Response):
     """Does a request's work as its response, so that the client is watched from the body's end to the last byte."""
 
-    def __init__(self, metrics: Metrics, prepare: Callable[[], Coroutine[Any, Any, Job]], ignored: list[str]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        streams: ResumableStreams,
+        prepare: Callable[[], Coroutine[Any, Any, Job]],
+        ignored: list[str],
+    ) -> None:
         """`prepare` raises where the request cannot be honoured; `ignored` names the fields without effect."""
         self._metrics = metrics
+        self._streams = streams
         self._prepare = prepare
         self._arrived = time.monotonic()
         self._own_headers = ignored_header(ignored)
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_resumable = is_wished(scope)
         async with watching(receive) as client:
             job = await client.while_there(self._prepare())
-            self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
-            generation = job.generator.start(job.request)
-            scope["state"]["is_accepted"] = True
-            meter = self._metrics.request_accepted(self._arrived)
-            tell = self._tell_stream if job.is_streamed else self._tell_whole
-            end: EndReason = "error"
-            try:
-                await client.while_there(tell(job.reply, generation, meter, send))
-                end = meter.natural_end
-            except ClientGone:
-                end = "disconnect"
-                raise
-            finally:
-                if end not in ("stop", "length"):
-                    generation.close()
-                self._account(scope, meter, end, generation.usage)
-                job.on_end(scope["state"]["request_id"], end, generation.usage)
+            if not is_resumable:
+                await self._run(job, scope, client, send)
+                return
+            if not job.is_streamed:
+                message = f"Invalid header '{WISH}': only allowed when 'stream' is true."
+                raise BadRequest(message, param=WISH, code="invalid_value")
+            stream = self._streams.open(scope, lambda client, send: self._run(job, scope, client, send))
+            await stream.tell(client, 0, send)
+
+    async def _run(self, job: Job, scope: Scope, client: Client, send: Send) -> None:
+        """For a connection, or for a stream that outlives its connections."""
+        self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
+        generation = job.generator.start(job.request)
+        scope["state"]["is_accepted"] = True
+        meter = self._metrics.request_accepted(self._arrived)
+        tell = self._tell_stream if job.is_streamed else self._tell_whole
+        end: EndReason = "error"
+        try:
+            await client.while_there(tell(job.reply, generation, meter, send))
+            end = meter.natural_end
+        except ClientGone:
+            end = "disconnect"
+            raise
+        finally:
+            if end not in ("stop", "length"):
+                generation.close()
+            self._account(scope, meter, end, generation.usage)
+            job.on_end(scope["state"]["request_id"], end, generation.usage)
 
     async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         events, has_started = reply.opening(), False

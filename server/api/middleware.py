@@ -127,16 +127,18 @@ class Gate:
         if scope["type"] == "http":
             _check_size(scope["headers"])
             if self._digests and scope["path"] not in self._open_paths:
-                self._check_key(Headers(scope=scope).getlist("authorization"))
+                scope["state"]["api_key"] = self._check_key(Headers(scope=scope).getlist("authorization"))
             _check_path(scope)
         await self.app(scope, receive, send)
 
-    def _check_key(self, authorization: list[str]) -> None:
+    def _check_key(self, authorization: list[str]) -> bytes:
+        """The key's digest, by which others tell clients apart."""
         scheme, _, key = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         offered = _digest(key.strip().encode("latin-1"))
         matches = [secrets.compare_digest(offered, digest) for digest in self._digests]  # all, whichever matches
         if scheme.lower() != "bearer" or not any(matches):
             raise Unauthorized
+        return offered
 
 
 def _digest(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from fastapi import Request
 
+from server.api.resumable import Keeping, ResumableStreams
 from server.api.sse import wall_time
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
@@ -29,6 +30,7 @@ class AppOptions:
     max_body_bytes: int = 8 * 2**20
     metrics_compat: bool = True  # vLLM's names beside ours
     lenient: bool = False  # unknown fields are reported in a header instead of refused
+    keeping: Keeping = field(default_factory=Keeping)  # of resumable streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,13 @@ class Service:
     recorder: Recorder | None = None
     leaving: bool = False  # the server has been told to end: better ask another
     draining: bool = False  # and takes nothing new any more
+    streams: ResumableStreams = field(init=False)
     created: int = field(default_factory=wall_time)
     _model: ServedModel | None = None
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.streams = ResumableStreams(self.options.keeping, self.metrics)
 
     async def model(self) -> ServedModel:
         """Raises ModelLoading before the model's header is read, EngineGone once the engine has given up."""

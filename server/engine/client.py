@@ -27,8 +27,6 @@ from server.engine.supervisor import Care, Cause, Supervisor
 from server.errors import EngineGone, HeadraceError, InternalError, ModelLoading, Overloaded
 from server.logs import Log
 
-RESUME_WINDOW_S = 60.0  # without an engine, new requests are queued for so long, and later refused
-
 _STOPPING = "the server stops"
 _TOTALS = (  # what an engine counts from 0
     "preemptions",
@@ -74,7 +72,8 @@ class EngineClient:
         self._options = options
         self._max_queue = max_queue
         self._listener = listener or Listener()
-        self._supervisor = Supervisor(options, care or Care(), self._hear, self._lose)
+        self._care = care or Care()
+        self._supervisor = Supervisor(options, self._care, self._hear, self._lose)
         self._supervising: asyncio.Task[None] | None = None
         self._journal = Journal()
         self._idle = asyncio.Event()
@@ -129,7 +128,7 @@ class EngineClient:
             raise EngineGone("The engine is not running.", retry_after_s=10.0)
         if self.ready is None:
             raise ModelLoading("The model is loading.")
-        if not self.is_up and time.monotonic() - self._down_since > RESUME_WINDOW_S:
+        if not self.is_up and time.monotonic() - self._down_since > self._care.resume_window_s:
             raise EngineGone("The engine is restarting.", retry_after_s=5.0)
 
     def submit(self, orders: list[Order]) -> list[TokenStream]:

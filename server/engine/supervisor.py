@@ -17,7 +17,6 @@ _TURNS = 10  # how often an engine is asked for a sign of life before its silenc
 _GENEROUS = 10  # so many times what it took at first, a step or a load may take later
 _SETTLED_S = 60.0  # an engine that has been up for so long has got somewhere, even without work
 _STACKS_S = 1.0  # to write them
-_SPARE_AFTER_S = 5.0  # not before: starting it would slow down the first requests
 _MAX_PAUSE_S = 5.0
 
 log = Log(__name__)
@@ -33,6 +32,8 @@ class Care:
     command: tuple[str, ...] = ENGINE
     watchdog_s: float = 30.0  # an engine that says nothing for so long is replaced; more where its steps are long
     keeps_spare: bool = False  # a process that has imported all it needs waits to become the next engine
+    spare_after_s: float = 5.0  # not before: starting it would slow down the first requests
+    resume_window_s: float = 60.0  # without an engine, new requests are queued for so long, and later refused
 
 
 class Supervisor:
@@ -85,8 +86,7 @@ class Supervisor:
 
     async def _next(self) -> Child:
         """The spare if there is one, else a new process; told its options, so that it loads."""
-        spare, self._spare = self._spare, None
-        child = spare if spare is not None and not spare.has_ended else await Child.spawn(self._care.command)
+        child = await self._take_spare() or await Child.spawn(self._care.command)
         child.send(self._options)
         self.child = child
         return child
@@ -152,9 +152,15 @@ class Supervisor:
         return max(self._care.watchdog_s, longest_s * _GENEROUS)
 
     async def _spawn_spare(self) -> None:
-        await asyncio.sleep(_SPARE_AFTER_S)
-        if self._spare is None or self._spare.has_ended:
-            self._spare = await Child.spawn(self._care.command)
+        await asyncio.sleep(self._care.spare_after_s)
+        self._spare = await self._take_spare() or await Child.spawn(self._care.command)
+
+    async def _take_spare(self) -> Child | None:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.has_ended:
+            await spare.end()
+            return None
+        return spare
 
     async def _end(self) -> None:
         if self._spawning is not None:

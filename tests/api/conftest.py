@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
 from model.batch import Logprobs
+from server.api.resumable import ResumableStreams
 from server.api.service import AppOptions
 from server.app import create_app
 from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
@@ -193,6 +194,10 @@ class Served:
     app: FastAPI
     http: httpx.Client
     _before: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> ResumableStreams:
+        return self.app.state.service.streams
 
     def start_anew(self) -> None:
         """Forgets what earlier tests left in counters and in the engine."""

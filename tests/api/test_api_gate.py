@@ -47,6 +47,7 @@ def test_these_are_all_the_routes(served):
         ("GET", "/openapi.json"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model_id:path}"),
+        ("GET", "/v1/streams/{id}"),
         ("HEAD", "/openapi.json"),
         ("POST", "/detokenize"),
         ("POST", "/tokenize"),

@@ -1,9 +1,9 @@
 """An engine process with faults that prompts ask for: `server.engine.loop` with another runner at its seam.
 
 A prompt that holds one of the words below brings the fault about once it has some output. Four paths come from the
-environment: HANG_ONCE, a file that the first hang leaves so that it stays the only one; DIE, a file in whose presence
-the process ends at once; ARRIVALS and GATE, FIFOs: every step gives a byte to the one and, before it computes, takes
-one from the other.
+environment: ONCE, a file that the first hang or broken device leaves so that it stays the only one; DIE, a file in
+whose presence the process ends at once; ARRIVALS and GATE, FIFOs: every step gives a byte to the one and, before it
+computes, takes one from the other.
 """
 
 import os
@@ -31,6 +31,7 @@ class FaultyRunner:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
+        self.is_broken = False  # as a device is that fails once and for all
         self.gate = [os.open(os.environ[name], os.O_RDWR) for name in ("ARRIVALS", "GATE") if name in os.environ]
 
     @property
@@ -44,6 +45,8 @@ class FaultyRunner:
         for chunk in batch.chunks:
             if len(chunk.tokens) - chunk.prompt_length >= AFTER_TOKENS:
                 self.disturb(chunk, "".join(chr(FIRST + token) for token in chunk.tokens[: chunk.prompt_length]))
+        if self.is_broken:
+            raise RuntimeError("the device is broken")
         return self.runner.run(batch)
 
     def disturb(self, chunk: Chunk, prompt: str) -> None:
@@ -53,9 +56,16 @@ class FaultyRunner:
             raise RuntimeError("as the prompt asked for")
         if "NAN" in prompt:
             self.cache.poison(chunk.blocks[:1])
-        if "HANG" in prompt and not Path(os.environ["HANG_ONCE"]).exists():
-            Path(os.environ["HANG_ONCE"]).touch()
+        if "HANG" in prompt and self.is_first():
             time.sleep(3600)
+        if "BREAK" in prompt and self.is_first():
+            self.is_broken = True
+
+    def is_first(self) -> bool:
+        once = Path(os.environ["ONCE"])
+        is_first = not once.exists()
+        once.touch()
+        return is_first
 
 
 def load_faulty(model: OpenModel, memory: MemoryPlan, report: Report) -> FaultyRunner:

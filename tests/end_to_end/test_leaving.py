@@ -72,7 +72,7 @@ async def test_what_is_not_finished_in_time_is_told_so(tiny_model: Path) -> None
 
 async def test_a_second_signal_is_obeyed_at_once(tiny_model: Path, tmp_path: Path) -> None:
     hanging = bodies(1, 20)[0] | {"prompt": "HANG"}
-    environment = {"HANG_ONCE": str(tmp_path / "hung")}
+    environment = {"ONCE": str(tmp_path / "hung")}
     with running_server("--model", str(tiny_model), program=SERVE_FAULTY, exit_code=1, **environment) as server:
         engine = server.engine
         answers, asking = await started(server, [hanging])
@@ -89,7 +89,7 @@ async def test_a_second_signal_is_obeyed_at_once(tiny_model: Path, tmp_path: Pat
 
 
 async def test_an_engine_in_a_long_step_does_not_outlive_its_server(tiny_model: Path, tmp_path: Path) -> None:
-    environment = {"HANG_ONCE": str(tmp_path / "hung")}
+    environment = {"ONCE": str(tmp_path / "hung")}
     with running_server("--model", str(tiny_model), program=SERVE_FAULTY, exit_code=-9, **environment) as server:
         engine = server.engine
         _, asking = await started(server, [bodies(1, 20)[0] | {"prompt": "HANG"}])

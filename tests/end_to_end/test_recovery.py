@@ -94,7 +94,7 @@ async def test_a_stopped_engine_is_found_and_replaced(tiny_model: Path) -> None:
 
 async def test_a_hung_step_leaves_its_stacks(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     bodies = quiet(["HANG", "neighbour"])
-    with faulty_server(tiny_model, "--watchdog", "2", HANG_ONCE=str(tmp_path / "hung")) as server:
+    with faulty_server(tiny_model, "--watchdog", "2", ONCE=str(tmp_path / "hung")) as server:
         hung = await ask(server.url, bodies)
         assert hung == await ask(server.url, bodies)
         assert _restarts(server, "hang") == 1
@@ -150,6 +150,15 @@ async def test_a_row_that_fails_takes_nobody_with_it(faulty: RunningServer, word
     (again,) = await ask(faulty.url, [culprit | {"max_tokens": 3}])
     assert again["usage"][0]["prompt_tokens_details"]["cached_tokens"] == 0  # nothing of it was kept
     assert faulty.metric("headrace_kv_invariant_violations_total") == 0
+
+
+async def test_a_device_that_breaks_costs_an_engine_and_no_request(tiny_model: Path, tmp_path: Path) -> None:
+    bodies = quiet(["BREAK", *(f"neighbour {place}" for place in range(7))])
+    with faulty_server(tiny_model, ONCE=str(tmp_path / "broken")) as server:
+        broken = await ask(server.url, bodies)
+        assert _restarts(server, "crash") == 1
+        assert broken == await ask(server.url, bodies)
+        assert all(answer["errors"] == [] for answer in broken)
 
 
 async def test_requests_are_queued_while_the_engine_restarts(tiny_model: Path) -> None:
