@@ -72,7 +72,7 @@ class OpenModel:
     @property
     def kv_dtype(self) -> torch.dtype:
         if self.request.kv_dtype == "auto":
-            return torch.float16 if self.kernels.device.type == "cpu" else self.kernels.dtype
+            return self.kernels.dtype
         return _DTYPES[self.request.kv_dtype]
 
     def tokenizer(self) -> TokenizerCard:

@@ -28,7 +28,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "int16"
     kv_dtype: Annotated[
         Literal["auto", "float32", "float16", "int8"],
-        Meta(description="what the KV cache holds; auto means float16 on a CPU and the model's dtype on cuda"),
+        Meta(description="what the KV cache holds; auto means the precision of computing"),
     ] = "auto"
     threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
 

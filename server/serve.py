@@ -26,6 +26,7 @@ from server.logs import Log, configure
 from server.metrics import Metrics
 from server.text_tools import load_text
 
+_KEEP_ALIVE_S = 65  # longer than clients keep an idle connection: if we closed it, their next request could be lost
 _BACKLOG = 2048
 
 log = Log(__name__)
@@ -94,6 +95,7 @@ class _Serving:
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self.server = _Server(config)
         self.server.on_signal = self._on_signal
