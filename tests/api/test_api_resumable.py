@@ -15,6 +15,7 @@ from support import wait_until
 from server.api.connection import Client
 from server.api.resumable import Keeping, ResumableStreams
 from server.errors import StreamTakenOver
+from server.exactness.receipt import RECEIPT
 from server.metrics import Metrics
 
 WISH = {"x-headrace-resumable": "true"}
@@ -143,6 +144,7 @@ def test_a_stream_that_is_cut_again_and_again_says_what_an_ordinary_one_says(tal
     plain = talking.http.post(path, json=body | {"stream": True}).text
     golden = [json.loads(line.removeprefix("data: ")) for line in plain.split("\n\n")[:-2]]
     reader, seen = post(talking, path, body), []
+    receipt = reader.answer.headers[RECEIPT]
     assert re.fullmatch("[0-9a-f]{32}", reader.id)
     for count in (1, 2, 1, 3):
         seen += reader.take(count)
@@ -150,6 +152,7 @@ def test_a_stream_that_is_cut_again_and_again_says_what_an_ordinary_one_says(tal
         assert seen[-1][0] == f"{reader.id}:{len(seen)}"
         reader = resume(talking, reader.id, seen[-1][0])
         assert reader.answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert reader.answer.headers[RECEIPT] == receipt
     seen += reader.events
     chunks = told(seen)
     assert said(chunks) == said(golden)
