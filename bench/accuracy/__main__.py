@@ -1,4 +1,4 @@
-"""How much accuracy activations of few bits cost, ours and llama.cpp's: perplexity, KL and agreement against fp32.
+"""How much accuracy activations and a cache of few bits cost, ours and llama.cpp's: perplexity and KL against fp32.
 
 python -P -m bench.accuracy [--tokens 5000] [--weights Q4_1]
 """
@@ -82,7 +82,7 @@ def document(text: Text, judged: list[Judged]) -> str:
     predictions = judged[0].rows[REFERENCE].tokens
     num_windows = predictions // (WINDOW - 1)
     return f"""\
-# What activations of few bits cost
+# What activations and a cache of few bits cost
 
 Written by `make bench-accuracy`; the figures do not depend on how busy the machine is.
 
@@ -91,10 +91,11 @@ Written by `make bench-accuracy`; the figures do not depend on how busy the mach
   its first {num_windows * WINDOW:,} tokens in windows of {WINDOW}. A window is read from position 0, always with the
   true tokens before each one, and all but its first are predicted: {predictions:,} predictions.
 - **Reference**: fp32 in plain torch (`model/kernels/reference.py`, which the tests hold to transformers) on the
-  dequantised weights of the same file, so that what is lost is lost by the activations.
+  dequantised weights of the same file and with keys and values in fp32, so that all that is seen is the loss by
+  activations and cache.
 - **llama.cpp** ({PACKAGE} {VERSION}) is asked through its library for the same tokens, with flash attention and
-  otherwise by default. Q4_0 and Q8_0 are its own tool's requantisations of the default model,
-  and everyone who computes on these reads the first fifth of the text.
+  otherwise by default; like Headrace it holds keys and values in float16. Q4_0 and Q8_0 are its own tool's
+  requantisations of the default model, and are judged on the first fifth of the text.
 
 {table(judged)}
 

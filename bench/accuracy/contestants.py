@@ -118,5 +118,5 @@ def compile_peer(llama_cpp: LlamaCpp) -> Path:
     tree, libraries = llama_cpp.source, llama_cpp.programs
     flags = ["-O2", "-std=c++17", f"-I{tree / 'include'}", f"-I{tree / 'ggml' / 'include'}"]
     links = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lllama", "-lggml", "-lggml-base"]
-    subprocess.run(["c++", *flags, source, "-o", program, *links], check=True)
+    subprocess.run(["c++", *flags, str(source), "-o", str(program), *links], check=True)
     return program

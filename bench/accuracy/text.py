@@ -40,6 +40,6 @@ class Text:
         tokenizer: Tokenizer = Tokenizer.from_str(card.tokenizer_json)
         ids: list[int] = tokenizer.encode(self.content, add_special_tokens=False).ids
         count = -(-tokens // (WINDOW - 1))
-        if count * WINDOW > len(ids):
+        if not 0 < count * WINDOW <= len(ids):
             raise ValueError(f"{tokens} tokens were asked for, the text has {len(ids) // WINDOW * (WINDOW - 1)}")
         return [ids[at : at + WINDOW] for at in range(0, count * WINDOW, WINDOW)]
