@@ -20,7 +20,8 @@ from server.bench.main import add_arguments, plan_of, run
 from server.bench.session import Session
 
 PROGRAM = """
-import argparse, sys
+import argparse, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background hand down that it is ignored
 from server.bench.main import add_arguments, run
 parser = argparse.ArgumentParser()
 add_arguments(parser)

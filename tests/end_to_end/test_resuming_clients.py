@@ -80,6 +80,7 @@ async def test_streams_that_break_while_engines_are_killed_say_the_same(tiny_mod
             async with asyncio.timeout(60):
                 while sum(len(reader.events) for reader in readers) < enough:  # noqa: ASYNC110 - many readers
                     await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, lambda: _readiness(server) == 200, 60)  # the last one is replaced
             os.kill(server.engine, signal.SIGKILL)
             assert not all(task.done() for task in reading), f"kill {kill} came too late"
         await asyncio.gather(*reading)
