@@ -21,7 +21,7 @@ from server.bench.session import Session
 
 PROGRAM = """
 import argparse, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background hand down that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background hands down that it is ignored
 from server.bench.main import add_arguments, run
 parser = argparse.ArgumentParser()
 add_arguments(parser)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -80,7 +81,7 @@ async def test_streams_that_break_while_engines_are_killed_say_the_same(tiny_mod
             async with asyncio.timeout(60):
                 while sum(len(reader.events) for reader in readers) < enough:  # noqa: ASYNC110 - many readers
                     await asyncio.sleep(0.01)
-            await asyncio.to_thread(wait_until, lambda: _readiness(server) == 200, 60)  # the last one is replaced
+            await asyncio.to_thread(wait_until, partial(_has_engine, server, kill), 60)
             os.kill(server.engine, signal.SIGKILL)
             assert not all(task.done() for task in reading), f"kill {kill} came too late"
         await asyncio.gather(*reading)
@@ -117,6 +118,11 @@ async def test_a_reader_comes_back_while_the_server_leaves(tiny_model: Path) -> 
         await reader.read(10**6)
         assert told(reader.events) == golden
         assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
+def _has_engine(server: RunningServer, number: int) -> bool:
+    """All before it are known to have died, and it is ready."""
+    return server.metric("headrace_engine_restarts_total") == number - 1 and _readiness(server) == 200
 
 
 def _readiness(server: RunningServer) -> int:
