@@ -71,17 +71,17 @@ class Fickle:
 
 
 async def test_streams_that_break_while_engines_are_killed_say_the_same(tiny_model: Path) -> None:
-    bodies = [body(place, 150) for place in range(STREAMS)]
+    bodies = [body(place, 450) for place in range(STREAMS)]
     with running_server("--model", str(tiny_model), "--check-invariants") as server:
         golden = await ask(server.url, bodies)
         readers = [Fickle(server, asked) for asked in bodies]
         reading = [asyncio.create_task(reader.read(random.Random(n))) for n, reader in enumerate(readers)]
         for kill in range(1, KILLS + 1):
-            enough = kill * STREAMS * 15
+            await asyncio.to_thread(wait_until, partial(_has_engine, server, kill), 60)
+            enough = sum(len(reader.events) for reader in readers) + STREAMS * 5
             async with asyncio.timeout(60):
                 while sum(len(reader.events) for reader in readers) < enough:  # noqa: ASYNC110 - many readers
                     await asyncio.sleep(0.01)
-            await asyncio.to_thread(wait_until, partial(_has_engine, server, kill), 60)
             os.kill(server.engine, signal.SIGKILL)
             assert not all(task.done() for task in reading), f"kill {kill} came too late"
         await asyncio.gather(*reading)
