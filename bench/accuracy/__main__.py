@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from bench.accuracy.contestants import Contestant, Peer, compile_peer, reference, served
-from bench.accuracy.table import DEFAULT, FAST, PEER, REFERENCE, SMALL, Judged, table, verdicts
+from bench.accuracy.table import DEFAULT, FAST, HALF, PEER, REFERENCE, SMALL, Judged, table, verdicts
 from bench.accuracy.tally import Prediction, Tally
 from bench.accuracy.text import WINDOW, Text
 from bench.peers.llama_cpp import OTHER_FORMS, PACKAGE, SAME_FORM, VERSION, LlamaCpp, build
@@ -65,6 +65,7 @@ def judge(model: Path, form: str, program: Path, windows: list[list[int]]) -> di
             REFERENCE: reference(model),
             DEFAULT: served(model),
             FAST: served(model, activations="int8"),
+            HALF: served(model, kv_dtype="float16"),
             SMALL: served(model, kv_dtype="int8"),
             PEER: peer,
         }
@@ -94,8 +95,8 @@ Written by `make bench-accuracy`; the figures do not depend on how busy the mach
   dequantised weights of the same file and with keys and values in fp32, so that all that is seen is the loss by
   activations and cache.
 - **llama.cpp** ({PACKAGE} {VERSION}) is asked through its library for the same tokens, with flash attention and
-  otherwise by default; like Headrace it holds keys and values in float16. Q4_0 and Q8_0 are its own tool's
-  requantisations of the default model, and are judged on the first fifth of the text.
+  otherwise by default, which holds keys and values in float16. Q4_0 and Q8_0 are its own tool's requantisations of
+  the default model, and are judged on the first fifth of the text.
 
 {table(judged)}
 

@@ -24,7 +24,7 @@ from model.runner import Runner
 # Shapes: T tokens of a window, V vocabulary
 
 Activations = Literal["int16", "int8"]
-KvDtype = Literal["auto", "float32", "int8"]
+KvDtype = Literal["auto", "float32", "float16", "int8"]
 KV_GIB = 0.05  # a window's keys and values in fp32 take half of it
 
 

@@ -10,6 +10,7 @@ MAX_KL = 5e-5
 REFERENCE = "fp32, plain torch"
 DEFAULT = "Headrace, default"
 FAST = "Headrace, int8 activations"
+HALF = "Headrace, float16 KV cache"
 SMALL = "Headrace, int8 KV cache"
 PEER = "llama.cpp"
 
