@@ -10,7 +10,7 @@ BLOCK_SIZE = 16  # positions
 
 def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """What one block of positions takes over all layers."""
-    scale_bytes = torch.float32.itemsize if dtype is torch.int8 else 0
+    scale_bytes = 0 if dtype.is_floating_point else torch.float32.itemsize
     per_position = 2 * config.num_kv_heads * (config.head_dim * dtype.itemsize + scale_bytes)
     return config.num_layers * BLOCK_SIZE * per_position
 
@@ -27,7 +27,7 @@ class KVCache:
             LayerCache(
                 torch.empty(keys, dtype=dtype, device=device),
                 torch.empty(values, dtype=dtype, device=device),
-                torch.empty(scales, device=device) if dtype is torch.int8 else None,
+                None if dtype.is_floating_point else torch.empty(scales, device=device),
             )
             for _ in range(config.num_layers)
         ]

@@ -21,7 +21,10 @@ from model.runner import Runner
 from model.transformer import Transformer
 from model.weights import Weights
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+_DTYPES = {
+    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
+    **{"int16": torch.int16, "int8": torch.int8},
+}
 
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in total or 0
 
@@ -34,7 +37,7 @@ class Request:
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     activations: Literal["int16", "int8"]
-    kv_dtype: Literal["auto", "float32", "float16", "int8"]
+    kv_dtype: Literal["auto", "float32", "float16", "int16", "int8"]
     context_length: int | None
     kv_memory: float | None  # GiB
     max_sequences: int
@@ -72,7 +75,7 @@ class OpenModel:
     @property
     def kv_dtype(self) -> torch.dtype:
         if self.request.kv_dtype == "auto":
-            return self.kernels.dtype
+            return self.kernels.kv_dtype
         return _DTYPES[self.request.kv_dtype]
 
     def tokenizer(self) -> TokenizerCard:

