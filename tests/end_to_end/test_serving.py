@@ -152,7 +152,7 @@ async def _stream_and_perhaps_leave(server: RunningServer, number: int) -> None:
 def test_sixty_four_streams_with_random_departures_leave_every_block_free(tiny_model: Path) -> None:
     """The pool is too small for all of them, so they are preempted as well."""
     with running_server(
-        "--model", str(tiny_model), "--kv-memory", "0.0012", "--max-queue", "64", "--check-invariants"
+        "--model", str(tiny_model), "--kv-memory", "0.0007", "--max-queue", "64", "--check-invariants"
     ) as server:
 
         async def storm() -> None:

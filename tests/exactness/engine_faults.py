@@ -60,7 +60,8 @@ def a_rejected_draft_leaves_its_keys_and_values(patch: Patch) -> None:
     plain = CpuKernels.store
 
     def store(self: CpuKernels, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
-        fresh = cache.keys[slots_T // cache.block_size, 0, 0, slots_T % cache.block_size].isnan()
+        assert cache.scales is not None
+        fresh = cache.scales[0, slots_T // cache.block_size, 0, slots_T % cache.block_size].isnan()
         plain(self, k_TGd[fresh], v_TGd[fresh], cache, slots_T[fresh])
 
     patch.setattr(CpuKernels, "store", store)

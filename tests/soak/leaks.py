@@ -22,7 +22,7 @@ from copying_model import PERIOD, write_copying_model
 from support import RunningServer, patient_client, running_server
 from tqdm import tqdm
 
-SERVER = ("--kv-memory", "0.0003", "--check-invariants")  # 78 blocks, where the clients together could fill 896
+SERVER = ("--kv-memory", "0.0003", "--check-invariants")  # less than a third of what the clients could fill together
 DIGITS = 8
 MAX_TOKENS = 160
 PREEMPTIONS, PREFIX_HITS = "headrace_preemptions_total", "headrace_prefix_cache_hit_tokens_total"
