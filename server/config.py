@@ -28,9 +28,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "int16"
     kv_dtype: Annotated[
         Literal["auto", "float32", "float16", "int16", "int8"],
-        Meta(
-            description="what the KV cache holds; auto means int16 for the C++ kernels, else what is computed in"
-        ),
+        Meta(description="what the KV cache holds; auto means int16 for the C++ kernels, else what is computed in"),
     ] = "auto"
     threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
 
