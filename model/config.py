@@ -1,5 +1,6 @@
 """A model as features: what every layer consumes, and nothing about where it came from."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -94,6 +95,9 @@ class Experts:
     normalize: bool  # the chosen experts' weights sum to one
 
 
+_ATTENTION_COST = 2.0  # of one of its multiplications, in those of products with 4-bit weights; measured on a CPU
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A decoder-only Transformer. Biases and query/key norms are there where the checkpoint has them."""
@@ -126,6 +130,21 @@ class ModelConfig:
     logits_softcap: float | None = None
     embedding_scale: float = 1.0
     tied_head: bool = False
+
+    @property
+    def context_rate(self) -> float:
+        """Positions to which a token's attention takes as long as its products with the weights of all layers.
+
+        Only layers that see the whole context count: the others' attention does not grow.
+        """
+        seeing = sum(self.window(layer) is None for layer in range(self.num_layers))
+        if not seeing:
+            return math.inf
+        heads = self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        experts = self.experts
+        hidden = self.hidden_dim if experts is None else experts.hidden_dim * experts.per_token
+        weights = self.num_layers * self.dim * (heads + hidden * (3 if self.gated else 2))
+        return weights / (seeing * 2 * self.num_heads * self.head_dim * _ATTENTION_COST)
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None

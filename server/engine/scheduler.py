@@ -1,5 +1,6 @@
 """Who computes how many tokens in the next step, and what the step's result means for each of them."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,9 @@ class Limits:
     """How much one step takes on. Each running sequence has at least one token in every step."""
 
     max_sequences: int
-    step_tokens: int
+    step_tokens: int  # of a prompt's beginning; further on fewer, that take as long
     drafted_tokens: int = 0  # a step of fewer tokens is filled up to so many with drafts; 0 for no speculation
+    context_rate: float = math.inf  # positions to which a token's attention takes as long as all else of it
 
     @property
     def max_running(self) -> int:
@@ -153,11 +155,21 @@ class Scheduler:
         promised: set[Key | None] = set()
         while budget and (len(chunks) < len(self.running) or self._start(promised)):
             sequence = self.running[len(chunks)]
-            chunk = sequence.chunk(min(sequence.pending, budget))
+            chunk, budget = self._take(sequence, budget)
             promised.add(self.pool.key_after(sequence, sequence.contents, chunk.stop))
             chunks.append(chunk)
-            budget -= len(chunk)
         return chunks
+
+    def _take(self, sequence: Sequence, budget: int) -> tuple[Chunk, int]:
+        """The sequence's chunk, and what it leaves of the budget: nothing where the sequence stays behind.
+
+        Tokens far into a prompt count as more than one, so that those who decode beside it wait for no step longer
+        than for one at its beginning.
+        """
+        weight = 1 + sequence.computed / self.limits.context_rate if sequence.pending > 1 else 1.0
+        chunk = sequence.chunk(min(sequence.pending, max(int(budget / weight), 1)))
+        is_behind = len(chunk) < sequence.pending
+        return chunk, 0 if is_behind else budget - math.ceil(len(chunk) * weight)
 
     def _start(self, promised: set[Key | None]) -> bool:
         """Moves the head of the queue to `running`, if there is room for all its tokens and for the others to grow.

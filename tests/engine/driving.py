@@ -1,5 +1,7 @@
 """How the scheduler's tests drive it by hand: queue prompts, look at the next step, answer it."""
 
+import math
+
 from model.batch import Sample, Sampling, StepResult
 from server.engine.block_pool import BlockPool
 from server.engine.messages import Delta, Submit
@@ -11,8 +13,10 @@ NEXT = 7  # the token that the model chooses, always
 END = 8  # and one that it never does, unless told
 
 
-def scheduler(blocks: int = 64, sequences: int = 8, budget: int = 100, prefix_cache: bool = True) -> Scheduler:
-    return Scheduler(Limits(sequences, budget), BlockPool(blocks, SIZE, prefix_cache))
+def scheduler(
+    blocks: int = 64, sequences: int = 8, budget: int = 100, prefix_cache: bool = True, context_rate: float = math.inf
+) -> Scheduler:
+    return Scheduler(Limits(sequences, budget, context_rate=context_rate), BlockPool(blocks, SIZE, prefix_cache))
 
 
 def add(to: Scheduler, id: int, prompt: list[int] | int, max_tokens: int = 10) -> Sequence:

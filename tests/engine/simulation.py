@@ -1,5 +1,6 @@
 """Whether random demands on scheduler and pool ever break an invariant, or give a sequence any but its own tokens."""
 
+import math
 from collections.abc import Callable
 from itertools import chain
 from random import Random
@@ -154,7 +155,10 @@ class World:
         self.random = random = Random(seed)
         self.blocks = random.randint(8, 24)
         self.limits = Limits(
-            random.randint(2, 8), step_tokens=random.randint(4, 24), drafted_tokens=random.choice(DRAFTED)
+            random.randint(2, 8),
+            step_tokens=random.randint(4, 24),
+            drafted_tokens=random.choice(DRAFTED),
+            context_rate=random.choice([math.inf, 5.0, 40.0]),
         )
         self.pool = pool(self.blocks, BLOCK_SIZE, prefix_cache=random.random() < 0.9)
         self.scheduler = scheduler(self.limits, self.pool)

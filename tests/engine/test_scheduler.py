@@ -44,6 +44,34 @@ def test_a_long_prompt_does_not_starve_those_who_are_decoding() -> None:
     assert step(tight) == {1: (3, 4), 2: (3, 4), 3: (4, 8)}
 
 
+def test_tokens_far_into_a_prompt_are_computed_in_smaller_steps() -> None:
+    """At position 20 attention takes as long as all else, so a token counts twice there, at 40 three times."""
+    tight = scheduler(budget=12, context_rate=20.0)
+    add(tight, 1, 2)
+    step(tight)
+    add(tight, 2, 60)
+    cuts = [step(tight)[2] for _ in range(5)]
+    assert cuts[0] == (0, 11)
+    assert [stop - start for start, stop in cuts] == [11, 7, 5, 5, 4]
+    assert all((stop - start) * (1 + start / 20) <= 11 for start, stop in cuts)
+
+
+def test_however_far_into_a_prompt_every_step_moves_on() -> None:
+    tight = scheduler(blocks=60, budget=3, context_rate=1.0)
+    add(tight, 1, 200, max_tokens=1)
+    cuts = [step(tight)[1] for _ in range(197)]
+    assert cuts[:3] == [(0, 3), (3, 4), (4, 5)]
+    assert cuts[-1] == (198, 199)
+
+
+def test_those_who_decode_far_into_their_contexts_all_move_on() -> None:
+    full = scheduler(sequences=4, budget=4, context_rate=1.0)
+    for id in range(4):
+        add(full, id, [id], max_tokens=30)
+    step(full)
+    assert all(step(full) == dict.fromkeys(range(4), (position, position + 1)) for position in range(1, 30))
+
+
 def test_a_budget_below_the_number_of_sequences_still_serves_each_running_one_in_every_step() -> None:
     tight = scheduler(sequences=8, budget=2)
     for id in range(4):
