@@ -72,10 +72,18 @@ class PromptTooLong(BadRequest):
 
     default_code = "context_length_exceeded"
 
-    def __init__(self, *, limit: int, prompt_tokens: int, param: str, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int,
+        prompt_tokens: int,
+        param: str,
+        max_tokens: int | None = None,
+        limit_param: str = "max_tokens",
+    ) -> None:
         """All in tokens; `param` is the field the prompt came from, `max_tokens` what the client asked for if it did.
 
-        The field at fault is `max_tokens` where it alone exceeds the limit.
+        The field at fault is `limit_param`, where `max_tokens` came from, if that alone exceeds the limit.
         """
         message = f"This model's maximum context length is {limit} tokens. However, "
         if max_tokens is None or prompt_tokens > limit:
@@ -85,7 +93,7 @@ class PromptTooLong(BadRequest):
             message += f"you requested {total} tokens ({prompt_tokens} in the {param}, {max_tokens} in the completion)."
             message += f" Please reduce the length of the {param} or of the completion."
         too_much_output = max_tokens is not None and max_tokens > limit >= prompt_tokens
-        super().__init__(message, param="max_tokens" if too_much_output else param)
+        super().__init__(message, param=limit_param if too_much_output else param)
 
 
 class Unauthorized(HeadraceError):

@@ -26,6 +26,7 @@ class GenerationRequest:
 
     prompts: list[list[int]]  # token ids, none empty
     source: str  # the API field the prompts came from ("messages", "prompt"), for error messages
+    limit_source: str = "max_tokens"  # and the one that `max_tokens` came from
     n: int = 1
     max_tokens: int | None = None  # per choice; None: as many as the context leaves
     stop: tuple[str, ...] = ()
@@ -39,12 +40,14 @@ class Piece:
     """Text of one choice that is final: it will not be taken back. The last piece of a choice has a finish reason.
 
     `tokens` are those whose text ends in this piece; the token that ended the choice shows in neither.
+    `stop_string` is the one that ended the choice, if one did.
     """
 
     index: int
     text: str
     tokens: list[TokenText]
     finish_reason: Literal["stop", "length"] | None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,13 @@ class Generator:
         limit, asked = self._engine.longest, request.max_tokens
         left = limit - len(prompt)
         if left < (1 if asked is None else asked):
-            raise PromptTooLong(limit=limit, prompt_tokens=len(prompt), param=request.source, max_tokens=asked)
+            raise PromptTooLong(
+                limit=limit,
+                prompt_tokens=len(prompt),
+                param=request.source,
+                max_tokens=asked,
+                limit_param=request.limit_source,
+            )
         return left if asked is None else asked
 
 
@@ -112,7 +121,7 @@ class _Choice:
         text, tokens = self.transcript.take()
         if not text and not tokens and self.finish_reason is None:
             return None
-        return Piece(self.index, text, tokens, self.finish_reason)
+        return Piece(self.index, text, tokens, self.finish_reason, self.transcript.stop_string)
 
 
 class Generation:

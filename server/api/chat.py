@@ -1,14 +1,17 @@
 """POST /v1/chat/completions: a conversation in, the assistant's next message out."""
 
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, Field, JsonValue, Tag, model_validator
 
 from server.api.body import read_body
-from server.api.choices import choices_of, ids_field, logprob_of
-from server.api.exchange import Answer, Job
+from server.api.choices import choices_of, described, ids_field
+from server.api.exchange import Answer, Job, Reply
 from server.api.recording import recorded
 from server.api.refusals import LISTS, STRING, custom
 from server.api.schemas import GenerationBody, Strict, Unsupported, ignored
@@ -116,10 +119,22 @@ class ChatBody(GenerationBody):
         return self.max_tokens or self.max_completion_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """What a wording needs to know beside the body."""
+
+    model: str  # its name in the API
+    fingerprint: str
+    prompt_tokens: int
+
+
+Wording = Callable[[Occasion], Reply]
+
+
 class ChatReply:
-    def __init__(self, body: ChatBody, model: str, fingerprint: str) -> None:
+    def __init__(self, body: ChatBody, occasion: Occasion) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
-        self._envelope = Envelope.new("chatcmpl", kind, model, fingerprint)
+        self._envelope = Envelope.new("chatcmpl", kind, occasion.model, occasion.fingerprint)
         self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
         self._choices = body.choices_per_prompt
         self._has_logprobs = bool(body.logprobs)
@@ -159,15 +174,11 @@ class ChatReply:
 
 
 def _logprobs(tokens: list[TokenText]) -> dict[str, Any]:
-    content = [{**_entry(token), "top_logprobs": [_entry(other) for other in token.top]} for token in tokens]
-    return {"content": content, "refusal": None}
+    return {"content": described(tokens), "refusal": None}
 
 
-def _entry(token: TokenText) -> dict[str, Any]:
-    return {"token": token.text, "logprob": logprob_of(token), "bytes": list(token.bytes)}
-
-
-async def _prepare(body: ChatBody, service: Service) -> Job:
+async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
+    """The one way from a conversation to what generates its next message, for every endpoint that takes one."""
     model = await service.generating_model()
     model.check_name(body.model)
     body.check_vocabulary(model.card.vocab_size)
@@ -178,13 +189,14 @@ async def _prepare(body: ChatBody, service: Service) -> Job:
         source="messages",
         n=body.choices_per_prompt,
         max_tokens=body.output_limit,
+        limit_source="max_completion_tokens" if body.max_tokens is None else "max_tokens",
         stop=body.stop_strings,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
     )
     provenance = service.provenance(model)
-    reply = ChatReply(body, model.name, provenance.fingerprint)
+    reply = wording(Occasion(model.name, provenance.fingerprint, len(prompt)))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     return recorded(job, "/v1/chat/completions", body, service.recorder)
 
@@ -194,4 +206,5 @@ async def create_chat_completion(request: Request) -> Response:
     """Answers a conversation, as a whole or as a stream of events."""
     service = service_of(request)
     body = await read_body(request, ChatBody, service.options)
-    return Answer(service.metrics, service.streams, lambda: _prepare(body, service), ignored(body))
+    job = partial(prepare, body, service, partial(ChatReply, body))
+    return Answer(service.metrics, service.streams, job, ignored(body))

@@ -1,7 +1,7 @@
 """A whole answer's pieces put together again, choice by choice."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from server.api.sse import to_json
 from server.generator import Piece, TokenText
@@ -45,3 +45,12 @@ def logprob_of(token: TokenText) -> float:
     """Natural logarithm, never below `LEAST_LOGPROB`."""
     assert token.logprob is not None, "asked for logprobs of a request without them"
     return max(token.logprob, LEAST_LOGPROB)
+
+
+def described(tokens: list[TokenText]) -> list[dict[str, Any]]:
+    """Tokens with their log probabilities and alternatives, as OpenAI writes them of messages."""
+    return [{**_entry(token), "top_logprobs": [_entry(other) for other in token.top]} for token in tokens]
+
+
+def _entry(token: TokenText) -> dict[str, Any]:
+    return {"token": token.text, "logprob": logprob_of(token), "bytes": list(token.bytes)}

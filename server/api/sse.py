@@ -23,15 +23,23 @@ to_json = msgspec.json.Encoder().encode
 
 def json_text(text: str) -> bytes:
     """A JSON string that stays on one line for every reader."""
-    encoded = to_json(text)
-    if not text.isascii():
-        for char, escape in _LINE_BREAKS.items():
-            encoded = encoded.replace(char, escape)
-    return encoded
+    return _on_one_line(to_json(text))
 
 
 def event(payload: Any) -> bytes:
     return b"data: " + to_json(payload) + b"\n\n"
+
+
+def typed_event(payload: dict[str, Any]) -> bytes:
+    """One whose name is the payload's own `type`."""
+    return b"event: %b\ndata: %b\n\n" % (payload["type"].encode(), _on_one_line(to_json(payload)))
+
+
+def _on_one_line(encoded: bytes) -> bytes:
+    if not encoded.isascii():
+        for char, escape in _LINE_BREAKS.items():
+            encoded = encoded.replace(char, escape)
+    return encoded
 
 
 def wall_time() -> int:

@@ -34,9 +34,14 @@ class Transcript:
         self._tokens: list[TokenText] = []
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that was found, if one was."""
+        return self._stop_strings.found
+
+    @property
     def is_stopped(self) -> bool:
         """Whether a stop string was found; what is fed after that is ignored."""
-        return self._stop_strings.found is not None
+        return self.stop_string is not None
 
     def feed(self, token: TokenText) -> None:
         if self.is_stopped:
