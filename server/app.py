@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from server.api import chat, completions, health, models, streams, tokenize
+from server.api import chat, chat_body, completions, health, models, streams, tokenize
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
@@ -22,7 +22,7 @@ from server.text_tools import TextTools
 
 BODIES: dict[str, type[Strict]] = {
     "/v1/completions": completions.CompletionBody,
-    "/v1/chat/completions": chat.ChatBody,
+    "/v1/chat/completions": chat_body.ChatBody,
     "/tokenize": tokenize.TokenizeBody,
     "/detokenize": tokenize.DetokenizeBody,
 }

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from server.api.answers import json_response
 from server.api.body import read_body
-from server.api.chat import Message
+from server.api.conversation import Message
 from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored
 from server.api.service import ServedModel, service_of
 from server.errors import BadRequest

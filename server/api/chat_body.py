@@ -1,0 +1,74 @@
+"""What a chat completion's request may hold beside the conversation itself."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from server.api.conversation import Message
+from server.api.refusals import custom
+from server.api.schemas import GenerationBody, Strict, Unsupported
+from server.errors import BadRequest
+
+
+def _only_text(kind: str) -> str:
+    if kind != "text":
+        raise custom("unsupported_value", f"Unsupported value: response_format.type '{kind}' is not supported yet.")
+    return kind
+
+
+class ResponseFormat(Strict):
+    type: Annotated[Literal["text", "json_object", "json_schema"], AfterValidator(_only_text)]
+    json_schema: Unsupported = None
+
+
+class ChatBody(GenerationBody):
+    no_effect = GenerationBody.no_effect | {
+        "metadata",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "verbosity",
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+    audio: Unsupported = None
+    web_search_options: Unsupported = None
+    reasoning_effort: Unsupported = None
+    metadata: dict[str, str] | None = None
+    modalities: list[Literal["text"]] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, JsonValue] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    verbosity: str | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and self.max_tokens != self.max_completion_tokens:
+            message = "Invalid 'max_tokens': differs from 'max_completion_tokens', which means the same."
+            raise BadRequest(message, param="max_tokens", code="invalid_value")
+        if self.top_logprobs is not None and not self.logprobs:
+            message = "Invalid 'top_logprobs': only allowed when 'logprobs' is true."
+            raise BadRequest(message, param="top_logprobs", code="invalid_value")
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_tokens or self.max_completion_tokens
