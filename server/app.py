@@ -10,7 +10,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from server.api import chat, chat_body, completions, health, models, streams, tokenize
+from server.api.messages import route as messages
+from server.api.messages.body import CountBody, MessagesBody
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
+from server.api.responses import route as responses
+from server.api.responses.body import ResponsesBody
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
 from server.engine.client import EngineClient
@@ -23,6 +27,9 @@ from server.text_tools import TextTools
 BODIES: dict[str, type[Strict]] = {
     "/v1/completions": completions.CompletionBody,
     "/v1/chat/completions": chat_body.ChatBody,
+    "/v1/responses": ResponsesBody,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountBody,
     "/tokenize": tokenize.TokenizeBody,
     "/detokenize": tokenize.DetokenizeBody,
 }
@@ -57,7 +64,7 @@ def create_app(
         exception_handlers={HTTPException: _rename},
     )
     app.state.service = service
-    for resource in (completions, chat, streams, models, tokenize, health):
+    for resource in (completions, chat, responses, messages, streams, models, tokenize, health):
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {"/metrics"} if options.open_metrics else HEALTH_PATHS
     app.add_middleware(Gate, api_keys=options.api_keys, open_paths=open_paths)

@@ -28,6 +28,7 @@ class HeadraceError(Exception):
         self.message = message
         self.param = param
         self.code = code or self.default_code
+        self.event: bytes | None = None  # in which the stream that it ends tells of it, in that stream's own words
 
     @property
     def headers(self) -> dict[str, str]:
@@ -102,7 +103,7 @@ class Unauthorized(HeadraceError):
     default_code = "invalid_api_key"
 
     def __init__(self) -> None:
-        super().__init__("A valid API key is required: send it as 'Authorization: Bearer KEY'.")
+        super().__init__("A valid API key is required: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.")
 
     @property
     def headers(self) -> dict[str, str]:

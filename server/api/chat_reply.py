@@ -8,6 +8,7 @@ from server.api.chat_body import ChatBody
 from server.api.choices import choices_of, described, ids_field
 from server.api.exchange import Reply
 from server.api.sse import Chunks, Envelope, json_text, to_json
+from server.errors import HeadraceError
 from server.generator import Piece, TokenText, Usage
 
 
@@ -50,6 +51,9 @@ class ChatReply:
 
     def closing(self, usage: Usage) -> bytes:
         return self._chunks.closing(usage)
+
+    def failure(self, error: HeadraceError) -> bytes:
+        return self._chunks.failure(error)
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         choices = [

@@ -15,7 +15,7 @@ from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
 from server.api.schemas import MAX_CHOICES, MAX_TOKEN_IDS, GenerationBody, TokenId, Unsupported, check_ids, ignored
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import Chunks, Envelope, json_text, to_json
-from server.errors import BadRequest
+from server.errors import BadRequest, HeadraceError
 from server.generator import GenerationRequest, Piece, TokenText, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -107,6 +107,9 @@ class CompletionReply:
 
     def closing(self, usage: Usage) -> bytes:
         return self._chunks.closing(usage)
+
+    def failure(self, error: HeadraceError) -> bytes:
+        return self._chunks.failure(error)
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         choices = [

@@ -12,7 +12,7 @@ from server.api import sse
 from server.api.answers import ignored_header
 from server.api.connection import Client, ClientGone, watching
 from server.api.resumable import WISH, ResumableStreams, is_wished
-from server.errors import BadRequest
+from server.errors import BadRequest, HeadraceError
 from server.exactness.receipt import RECEIPT, Provenance
 from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
 from server.logs import Log
@@ -32,6 +32,9 @@ class Reply(Protocol):
 
     def closing(self, usage: Usage) -> bytes:
         """The events that end a stream."""
+
+    def failure(self, error: HeadraceError) -> bytes:
+        """The event that tells why a stream ends before its time."""
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         """The JSON of an answer that is not streamed."""
@@ -102,15 +105,19 @@ class Answer(Response):
 
     async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         events, has_started = reply.opening(), False
-        async for pieces in generation.batches():
-            if not has_started:  # not earlier: what fails before the first piece is a plain error
-                await self._start(send, sse.HEADERS)
-                has_started = True
-            meter.progressed(pieces, generation.usage)
-            events += b"".join(map(reply.event, pieces))
-            if events:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-            events = b""
+        try:
+            async for pieces in generation.batches():
+                if not has_started:  # not earlier: what fails before the first piece is a plain error
+                    await self._start(send, sse.HEADERS)
+                    has_started = True
+                meter.progressed(pieces, generation.usage)
+                events += b"".join(map(reply.event, pieces))
+                if events:
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                events = b""
+        except HeadraceError as error:
+            error.event = reply.failure(error)
+            raise
         await send({"type": "http.response.body", "body": reply.closing(generation.usage)})
 
     async def _tell_whole(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api import sse
+from server.api import faults, sse
 from server.api.connection import ClientGone
 from server.errors import HeadersTooLarge, HeadraceError, InternalError, Unauthorized, UnknownUrl, shown
 from server.logs import Log
@@ -43,7 +43,10 @@ class RequestIds:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if faults.is_anthropic(scope["path"]):
+                    headers["request-id"] = request_id
             await send(message)
 
         self._running.add(request_id)
@@ -101,14 +104,14 @@ class Errors:
         if not scope["state"].get("is_accepted"):
             self._metrics.rejected(error.code or error.type)
         if started is None:
-            await _send_error(error, send)
+            await _send_error(error, scope, send)
         elif Headers(raw=started["headers"]).get("content-type") == sse.HEADERS["content-type"]:
             # Left without its end, so that the server closes the connection and HTTP itself says "incomplete".
-            await send({"type": "http.response.body", "body": sse.event(error.body()), "more_body": True})
+            await send({"type": "http.response.body", "body": faults.event(error, scope), "more_body": True})
 
 
-async def _send_error(error: HeadraceError, send: Send) -> None:
-    body = sse.to_json(error.body())
+async def _send_error(error: HeadraceError, scope: Scope, send: Send) -> None:
+    body = faults.body(error, scope)
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
@@ -127,18 +130,29 @@ class Gate:
         if scope["type"] == "http":
             _check_size(scope["headers"])
             if self._digests and scope["path"] not in self._open_paths:
-                scope["state"]["api_key"] = self._check_key(Headers(scope=scope).getlist("authorization"))
+                scope["state"]["api_key"] = self._check_key(Headers(scope=scope))
             _check_path(scope)
         await self.app(scope, receive, send)
 
-    def _check_key(self, authorization: list[str]) -> bytes:
+    def _check_key(self, headers: Headers) -> bytes:
         """The key's digest, by which others tell clients apart."""
-        scheme, _, key = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
+        key = _offered_key(headers)
         offered = _digest(key.strip().encode("latin-1"))
         matches = [secrets.compare_digest(offered, digest) for digest in self._digests]  # all, whichever matches
-        if scheme.lower() != "bearer" or not any(matches):
+        if not any(matches):
             raise Unauthorized
         return offered
+
+
+def _offered_key(headers: Headers) -> str:
+    """As OpenAI's clients send it, or without that as Anthropic's do. Raises Unauthorized for none and for several."""
+    tokens, keys = headers.getlist("authorization"), headers.getlist("x-api-key")
+    if not tokens and len(keys) == 1:
+        return keys[0]
+    scheme, _, key = tokens[0].partition(" ") if len(tokens) == 1 else ("", "", "")
+    if scheme.lower() != "bearer":
+        raise Unauthorized
+    return key
 
 
 def _digest(key: bytes) -> bytes:

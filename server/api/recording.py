@@ -30,6 +30,7 @@ class _RecordedReply:
         self._pieces: list[Piece] = []
         self.opening = job.reply.opening
         self.closing = job.reply.closing
+        self.failure = job.reply.failure
 
     def event(self, piece: Piece) -> bytes:
         self._pieces.append(piece)

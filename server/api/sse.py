@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import msgspec
 
+from server.errors import HeadraceError
 from server.generator import Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -76,6 +77,9 @@ class Chunks:
 
     def around(self, choice: bytes) -> bytes:
         return self._head + choice + self._tail
+
+    def failure(self, error: HeadraceError) -> bytes:
+        return event(error.body())
 
     def closing(self, usage: Usage) -> bytes:
         """What ends a stream: the usage, where it was asked for, and the mark that nothing is missing."""

@@ -13,10 +13,15 @@ ROWS = json.loads(Path(__file__).with_name("bad_input.json").read_text())
 PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
+    "responses": "/v1/responses",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
-VALID = {"chat": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
+VALID = {
+    "chat": {"messages": [{"role": "user", "content": "Hi"}]},
+    "completions": {"prompt": "Hi"},
+    "responses": {"input": "Hi"},
+}
 REPEATED = re.compile(r"\$([^*]+)\*(\d+)")
 LEAKS = re.compile(r"0x[0-9a-f]{6}|/(work|root|home|usr|tmp)/|Traceback|<class|pydantic|Input should|[A-Z][a-z]+Body")
 
@@ -48,7 +53,7 @@ def test_bad_input_gets_one_clear_answer(served, row):
     assert not LEAKS.search(answer.text)
 
 
-@pytest.mark.parametrize("path", ["chat", "completions"])
+@pytest.mark.parametrize("path", ["chat", "completions", "responses"])
 def test_a_stream_is_refused_with_a_plain_status(served, path):
     body = VALID[path] | {"stream": True, "temperature": 3}
     answer = served.http.post(PATHS[path], json=body)
@@ -114,6 +119,9 @@ GOOD = [
     ("completions", {"prompt": [[1], [2, 263]], "n": 2, "best_of": 2}),
     ("completions", {"prompt": ["a"] * 64}),
     ("completions", {"logprobs": 0}),
+    ("responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+    ("responses", {"truncation": "disabled", "background": False, "include": [], "text": {"format": {"type": "text"}}}),
+    ("responses", {"previous_response_id": None, "conversation": None, "tools": None, "reasoning": {"effort": None}}),
 ]
 
 

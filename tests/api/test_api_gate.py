@@ -53,6 +53,9 @@ def test_these_are_all_the_routes(served):
         ("POST", "/tokenize"),
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/responses"),
     ]
 
 

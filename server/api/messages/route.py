@@ -1,0 +1,50 @@
+"""POST /v1/messages and /v1/messages/count_tokens: the model for clients that speak Anthropic's API."""
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from server.api import chat
+from server.api.answers import json_response
+from server.api.body import read_body
+from server.api.exchange import Answer, Job
+from server.api.messages.body import CountBody, MessagesBody
+from server.api.messages.reply import MessagesReply
+from server.api.renaming import renamed
+from server.api.schemas import ignored
+from server.api.service import Service, service_of
+
+router = APIRouter()
+
+NAMES = {
+    "messages": "messages",
+    "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+}
+
+
+async def _prepare(body: MessagesBody, service: Service) -> Job:
+    with renamed(NAMES):
+        return await chat.prepare(body.as_chat(), service, MessagesReply)
+
+
+@router.post("/v1/messages")
+async def create_message(request: Request) -> Response:
+    """Answers a conversation, as a whole or as a stream of typed events."""
+    service = service_of(request)
+    body = await read_body(request, MessagesBody, service.options)
+    return Answer(service.metrics, service.streams, partial(_prepare, body, service), ignored(body))
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(request: Request) -> Response:
+    """How many tokens the model would read."""
+    service = service_of(request)
+    body = await read_body(request, CountBody, service.options)
+    model = await service.model()
+    with renamed(NAMES):
+        asked = body.as_chat()
+        model.check_name(asked.model)
+        prompt = await model.tools.prompts.chat([message.for_template() for message in asked.messages])
+    return json_response({"input_tokens": len(prompt)}, ignored=ignored(body))
