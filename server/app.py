@@ -21,6 +21,7 @@ from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
 from server.exactness.recorder import Recorder
+from server.keys import Keys
 from server.metrics import Metrics
 from server.text_tools import TextTools
 
@@ -42,7 +43,10 @@ def create_app(
     load_text: Callable[[ModelCard], TextTools],
     recorder: Recorder | None = None,
 ) -> FastAPI:
-    """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known."""
+    """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known.
+
+    Raises KeysError.
+    """
     service = Service(options, engine, metrics, load_text, recorder)
 
     @asynccontextmanager
@@ -67,7 +71,7 @@ def create_app(
     for resource in (completions, chat, responses, messages, streams, models, tokenize, health):
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {"/metrics"} if options.open_metrics else HEALTH_PATHS
-    app.add_middleware(Gate, api_keys=options.api_keys, open_paths=open_paths)
+    app.add_middleware(Gate, keys=Keys(options.api_keys, options.api_key_file, options.quota), open_paths=open_paths)
     app.add_middleware(Errors, metrics=metrics)
     app.add_middleware(RequestIds)  # the last added stands outermost
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]

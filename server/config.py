@@ -68,6 +68,9 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     api_key: Annotated[
         str | None, Meta(description="keys that clients must send, separated by commas; unset: open to all")
     ] = None
+    api_key_file: Annotated[
+        str | None, Meta(description="a file with a key a line, as 'key' or 'name: key'; read again when it changes")
+    ] = None
     max_queue: Annotated[int, Meta(ge=1, description="sequences that may wait beside the running ones")] = 1024
     max_body: Annotated[int, Meta(ge=1024, description="bytes that a request's body may have")] = 8 * 1024 * 1024
     watchdog: Annotated[

@@ -200,6 +200,37 @@ class HeadersTooLarge(HeadraceError):
         return {"connection": "close"}
 
 
+LONGEST_WAIT_S = 120.0  # openai-python gives up on longer waits
+
+
+def _retry_headers(after_s: float) -> dict[str, str]:
+    wait_s = min(max(after_s, 0.001), LONGEST_WAIT_S)
+    return {
+        "retry-after": str(math.ceil(wait_s)),
+        "retry-after-ms": str(math.ceil(wait_s * 1000)),
+        "x-should-retry": "true",
+    }
+
+
+class RateLimited(HeadraceError):
+    """A key has taken what it may, for now or, where `retry_after_s` is None, for good."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float | None, quota: dict[str, str]) -> None:
+        """`quota` has the headers that tell what is left."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.quota = quota
+
+    @property
+    def headers(self) -> dict[str, str]:
+        retry = {"x-should-retry": "false"} if self.retry_after_s is None else _retry_headers(self.retry_after_s)
+        return self.quota | retry
+
+
 class Unavailable(HeadraceError):
     """The server cannot take the request now. `retry_after_s` is when trying again makes sense."""
 
@@ -209,15 +240,11 @@ class Unavailable(HeadraceError):
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
-        self.retry_after_s = min(max(retry_after_s, 0.001), 120.0)  # openai-python gives up on longer waits
+        self.retry_after_s = retry_after_s
 
     @property
     def headers(self) -> dict[str, str]:
-        return {
-            "retry-after": str(math.ceil(self.retry_after_s)),
-            "retry-after-ms": str(math.ceil(self.retry_after_s * 1000)),
-            "x-should-retry": "true",
-        }
+        return _retry_headers(self.retry_after_s)
 
 
 class Overloaded(Unavailable):

@@ -22,6 +22,7 @@ from server.engine.messages import ModelCard, Ready
 from server.engine.streams import Stages
 from server.engine.supervisor import Care
 from server.exactness.recorder import Recorder
+from server.keys import KeysError
 from server.logs import Log, configure
 from server.metrics import Metrics
 from server.text_tools import load_text
@@ -42,7 +43,12 @@ def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE) -> int:
         print(f"headrace: {options.record}: {error.strerror}", file=sys.stderr)
         return 1
     with recorder or contextlib.nullcontext():
-        return _Serving(options, command, metrics, recorder).run()
+        try:
+            serving = _Serving(options, command, metrics, recorder)
+        except KeysError as error:
+            print(f"headrace: {error}", file=sys.stderr)
+            return 1
+        return serving.run()
 
 
 class _Server(uvicorn.Server):
@@ -161,6 +167,7 @@ def _app_options(options: ServeOptions) -> AppOptions:
     return AppOptions(
         served_model_name=options.served_model_name,
         api_keys=tuple(key.strip() for key in keys if key.strip()),
+        api_key_file=Path(options.api_key_file) if options.api_key_file else None,
         open_metrics=options.open_metrics,
         max_body_bytes=options.max_body,
         metrics_compat=options.metrics_compat,

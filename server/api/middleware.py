@@ -1,17 +1,16 @@
 """What happens around every request: its id, its log line, its key, and the one shape that errors have."""
 
-import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import faults, sse
 from server.api.connection import ClientGone
-from server.errors import HeadersTooLarge, HeadraceError, InternalError, Unauthorized, UnknownUrl, shown
+from server.errors import HeadersTooLarge, HeadraceError, InternalError, UnknownUrl, shown
+from server.keys import Keys
 from server.logs import Log
 from server.metrics import Metrics
 
@@ -70,7 +69,13 @@ class RequestIds:
             path=shown(scope["path"]),
             status=status,
             milliseconds=round(seconds * 1000, 1),
+            **_key_name(scope),
         )
+
+
+def _key_name(scope: Scope) -> dict[str, str]:
+    account = scope["state"].get("account")
+    return {"key": account.name} if account is not None and account.name is not None else {}
 
 
 class Errors:
@@ -121,42 +126,27 @@ async def _send_error(error: HeadraceError, scope: Scope, send: Send) -> None:
 class Gate:
     """Lets through what is well-formed and has a key; `open_paths` need none. Everything else is closed by default."""
 
-    def __init__(self, app: ASGIApp, api_keys: Iterable[str], open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self.app = app
-        self._digests = [_digest(key.encode()) for key in api_keys]
+        self._keys = keys
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             _check_size(scope["headers"])
-            if self._digests and scope["path"] not in self._open_paths:
-                scope["state"]["api_key"] = self._check_key(Headers(scope=scope))
+            if scope["path"] not in self._open_paths:
+                scope["state"]["account"] = self._keys.account_of(_offered_key(Headers(scope=scope)))
             _check_path(scope)
         await self.app(scope, receive, send)
 
-    def _check_key(self, headers: Headers) -> bytes:
-        """The key's digest, by which others tell clients apart."""
-        key = _offered_key(headers)
-        offered = _digest(key.strip().encode("latin-1"))
-        matches = [secrets.compare_digest(offered, digest) for digest in self._digests]  # all, whichever matches
-        if not any(matches):
-            raise Unauthorized
-        return offered
 
-
-def _offered_key(headers: Headers) -> str:
-    """As OpenAI's clients send it, or without that as Anthropic's do. Raises Unauthorized for none and for several."""
+def _offered_key(headers: Headers) -> bytes | None:
+    """As OpenAI's clients send it, or without that as Anthropic's do; None for none, and for several."""
     tokens, keys = headers.getlist("authorization"), headers.getlist("x-api-key")
-    if not tokens and len(keys) == 1:
-        return keys[0]
-    scheme, _, key = tokens[0].partition(" ") if len(tokens) == 1 else ("", "", "")
-    if scheme.lower() != "bearer":
-        raise Unauthorized
-    return key
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+    if not tokens:
+        return keys[0].strip().encode("latin-1") if len(keys) == 1 else None
+    scheme, _, key = tokens[0].partition(" ")
+    return key.strip().encode("latin-1") if len(tokens) == 1 and scheme.lower() == "bearer" else None
 
 
 def _check_size(headers: list[tuple[bytes, bytes]]) -> None:

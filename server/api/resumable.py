@@ -46,8 +46,8 @@ def is_wished(scope: Scope) -> bool:
 
 def owner_of(scope: Scope) -> bytes | None:
     """Who may read a stream that this request begins: whoever has the same API key; None where none is needed."""
-    key: bytes | None = scope["state"].get("api_key")
-    return key
+    digest: bytes | None = scope["state"]["account"].digest
+    return digest
 
 
 class KeptEvents:

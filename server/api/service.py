@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import Request
 
@@ -15,6 +16,7 @@ from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDrainin
 from server.exactness.receipt import Provenance, text_digests
 from server.exactness.recorder import Recorder
 from server.metrics import Metrics
+from server.quotas import UNLIMITED, Quota
 from server.text_tools import TextTools
 
 VERSION = version("headrace")
@@ -25,7 +27,9 @@ class AppOptions:
     """The part of the server's options that the HTTP side needs."""
 
     served_model_name: str | None = None  # None takes the model's own
-    api_keys: tuple[str, ...] = ()  # none: everybody may ask
+    api_keys: tuple[str, ...] = ()  # without any and a file of them, everybody may ask
+    api_key_file: Path | None = None
+    quota: Quota = UNLIMITED  # of each key
     open_metrics: bool = False  # /metrics needs no key
     max_body_bytes: int = 8 * 2**20
     metrics_compat: bool = True  # vLLM's names beside ours

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.api.middleware import HEALTH_PATHS
-
 KEYS = ("first-key-0123456789abcdef", "zweiter-schlüssel")
 OWN_ID = re.compile(r"req-[0-9a-f]{32}")
 
@@ -37,32 +35,34 @@ def raw(served, request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_these_are_all_the_routes(served):
-    assert routes(served) == [
-        ("GET", "/health"),
-        ("GET", "/health/live"),
-        ("GET", "/health/ready"),
-        ("GET", "/health/startup"),
-        ("GET", "/metrics"),
-        ("GET", "/openapi.json"),
-        ("GET", "/v1/models"),
-        ("GET", "/v1/models/{model_id:path}"),
-        ("GET", "/v1/streams/{id}"),
-        ("HEAD", "/openapi.json"),
-        ("POST", "/detokenize"),
-        ("POST", "/tokenize"),
-        ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/completions"),
-        ("POST", "/v1/messages"),
-        ("POST", "/v1/messages/count_tokens"),
-        ("POST", "/v1/responses"),
+def test_these_are_all_the_routes_and_what_each_needs(served, locked):
+    def need(method: str, path: str) -> str:
+        return {401: "key", 200: "nothing"}[locked.http.request(method, path).status_code]
+
+    assert [(method, path, need(method, path)) for method, path in routes(served)] == [
+        ("GET", "/health", "nothing"),
+        ("GET", "/health/live", "nothing"),
+        ("GET", "/health/ready", "nothing"),
+        ("GET", "/health/startup", "nothing"),
+        ("GET", "/metrics", "key"),
+        ("GET", "/openapi.json", "key"),
+        ("GET", "/v1/models", "key"),
+        ("GET", "/v1/models/{model_id:path}", "key"),
+        ("GET", "/v1/streams/{id}", "key"),
+        ("HEAD", "/openapi.json", "key"),
+        ("POST", "/detokenize", "key"),
+        ("POST", "/tokenize", "key"),
+        ("POST", "/v1/chat/completions", "key"),
+        ("POST", "/v1/completions", "key"),
+        ("POST", "/v1/messages", "key"),
+        ("POST", "/v1/messages/count_tokens", "key"),
+        ("POST", "/v1/responses", "key"),
     ]
 
 
-def test_every_route_but_health_asks_for_a_key(locked):
-    for method, path in [*routes(locked), ("GET", "/nowhere"), ("GET", "/docs")]:
-        status = locked.http.request(method, path).status_code
-        assert (status == 200) if path in HEALTH_PATHS else (status == 401), path
+@pytest.mark.parametrize("path", ["/nowhere", "/docs", "/v1", "/", "/health/", "/healthx", "/metrics/x"])
+def test_what_is_no_route_asks_for_a_key_as_well(locked, path):
+    assert locked.http.get(path).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,19 @@ def test_each_key_opens(locked, key, scheme):
     assert answer.status_code == 200
 
 
-def test_two_keys_in_one_request_open_nothing(locked):
-    twice = [("authorization", "Bearer wrong"), ("authorization", f"Bearer {KEYS[0]}")]
-    assert locked.http.get("/v1/models", headers=twice).status_code == 401
+def test_a_key_may_come_as_anthropics_clients_send_it(locked):
+    assert locked.http.get("/v1/models", headers={"x-api-key": KEYS[0]}).status_code == 200
+    for wrong in ("", "wrong", f"Bearer {KEYS[0]}"):
+        assert locked.http.get("/v1/models", headers={"x-api-key": wrong}).status_code == 401
+
+
+@pytest.mark.parametrize("first", ["authorization", "x-api-key"])
+@pytest.mark.parametrize("second", ["authorization", "x-api-key"])
+def test_a_right_key_beside_a_wrong_one_opens_nothing_unless_it_is_the_bearers(locked, first, second):
+    prefixes = {"authorization": "Bearer ", "x-api-key": ""}
+    headers = [(first, prefixes[first] + "wrong"), (second, prefixes[second] + KEYS[0])]
+    is_open = (first, second) == ("x-api-key", "authorization")
+    assert locked.http.get("/v1/models", headers=headers).status_code == (200 if is_open else 401)
 
 
 @pytest.mark.parametrize("host", ["a/health?", "/health", "x/health#", "health", "", "a\\health", "@/health/live"])

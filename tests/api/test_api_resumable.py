@@ -17,6 +17,7 @@ from server.api.resumable import Keeping, ResumableStreams
 from server.errors import StreamTakenOver
 from server.exactness.receipt import RECEIPT
 from server.metrics import Metrics
+from server.quotas import UNLIMITED, Account
 
 WISH = {"x-headrace-resumable": "true"}
 RESUMED = "headrace_streams_resumed_total"
@@ -245,7 +246,7 @@ async def test_a_reader_that_sleeps_is_no_obstacle_to_the_next():
     async def read(message: Message) -> None:
         seen.extend(re.findall(rb"data: (\d)", message.get("body", b"")))
 
-    stream = streams.open({"state": {}}, answer)
+    stream = streams.open({"state": {"account": Account(None, UNLIMITED)}}, answer)
     asleep = asyncio.create_task(stream.tell(always, 0, never))
     await is_stuck.wait()
     await stream.tell(always, 0, read)

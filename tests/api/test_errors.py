@@ -7,7 +7,7 @@ from server.errors import Overloaded, PromptTooLong, shown
 
 
 def test_every_error_names_a_type_that_goes_with_its_status():
-    types = {500: "server_error", 503: "service_unavailable_error"}
+    types = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error", 504: "server_error"}
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HeadraceError)
     ]
