@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from server.api.conversation import Message
 from server.api.refusals import custom
-from server.api.schemas import GenerationBody, Strict, Unsupported
+from server.api.schemas import GenerationBody, Strict, Unsupported, unset
 from server.errors import BadRequest
 
 
@@ -36,9 +36,13 @@ class ChatBody(GenerationBody):
     }
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)]
+    """The conversation so far; the answer is what the assistant says next."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """The later name of `max_tokens`. Without either, as many as the context leaves."""
+    logprobs: bool | None = unset(False)
+    """Tell each token's log probability, before penalties and temperature."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = unset(0)
+    """How many of the likeliest alternatives to tell beside each token; only with `logprobs`."""
     response_format: ResponseFormat | None = None
     tools: Unsupported = None
     tool_choice: Unsupported = None

@@ -12,7 +12,16 @@ from server.api.choices import choices_of, ids_field, logprob_of
 from server.api.exchange import Answer, Job
 from server.api.recording import recorded
 from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
-from server.api.schemas import MAX_CHOICES, MAX_TOKEN_IDS, GenerationBody, TokenId, Unsupported, check_ids, ignored
+from server.api.schemas import (
+    MAX_CHOICES,
+    MAX_TOKEN_IDS,
+    GenerationBody,
+    TokenId,
+    Unsupported,
+    check_ids,
+    ignored,
+    unset,
+)
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import Chunks, Envelope, json_text, to_json
 from server.errors import BadRequest, HeadraceError
@@ -35,9 +44,13 @@ Prompt = (
 
 class CompletionBody(GenerationBody):
     prompt: Annotated[Prompt, Field(union_mode="left_to_right")]
+    """A text, token ids, or a list of either: each is continued on its own."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = None
+    """Tell each token's log probability, and so many of the likeliest alternatives."""
+    echo: bool | None = unset(False)
+    """Put the prompt before the answer."""
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Only the value of `n` is accepted."""
     suffix: Unsupported = None
 
     @model_validator(mode="after")

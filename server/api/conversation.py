@@ -22,7 +22,9 @@ class Message(Strict):
     no_effect = frozenset({"name"})
 
     role: Literal["system", "developer", "user", "assistant"]
+    """`developer` means `system`."""
     content: Annotated[str, Tag(STRING)] | Annotated[Parts, Tag(LISTS)]
+    """Text, or parts of text that are joined by line breaks."""
     name: str | None = None
     refusal: Unsupported = None
     annotations: Unsupported = None

@@ -3,7 +3,18 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from model.batch import Sampling
 from server.api.refusals import STRING, STRINGS, custom
@@ -20,7 +31,16 @@ def _refuse(value: object) -> None:
         raise custom("unsupported_parameter", "Unsupported parameter: this server does not honour it; leave it out.")
 
 
-Unsupported = Annotated[JsonValue, AfterValidator(_refuse), Field(description="Not supported: null or absent.")]
+Unsupported = Annotated[
+    JsonValue,
+    AfterValidator(_refuse),
+    WithJsonSchema({"type": "null", "description": "Not supported: null or absent."}),
+]
+
+
+def unset(means: JsonValue) -> Any:
+    """The default of a field that may be null, which counts as absent and means the same as `means`."""
+    return Field(default=None, json_schema_extra={"default": means})
 
 
 def _check_biases(biases: dict[str, float]) -> dict[str, float]:
@@ -42,14 +62,23 @@ Biases = Annotated[dict[str, float], Field(max_length=300), AfterValidator(_chec
 class Strict(BaseModel):
     """A JSON object that holds what it declares and nothing else."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     no_effect: ClassVar[frozenset[str]] = frozenset()  # accepted for OpenAI's clients, without influence on the answer
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        reference = handler(core)
+        properties = handler.resolve_ref_schema(reference)["properties"]
+        for name in cls.no_effect:
+            properties[name]["description"] = "Accepted, without effect."
+        return reference
 
 
 class StreamOptions(Strict):
     no_effect = frozenset({"include_obfuscation"})
 
     include_usage: bool = False
+    """Send the usage in one more event before the end."""
     include_obfuscation: bool | None = None
 
 
@@ -59,24 +88,43 @@ class GenerationBody(Strict):
     no_effect = frozenset({"user"})
 
     model: str | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1, description="-1 and 0 keep every token.")] | None = None
-    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
-    logit_bias: Biases | None = None
+    """The id that /v1/models tells; without it, the model that is served."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = unset(1.0)
+    """0 takes the likeliest token every time; 1 draws by the model's own probabilities."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = unset(1.0)
+    """Draw among the fewest of the likeliest tokens that together have this probability."""
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = unset(0)
+    """Draw among this many of the likeliest tokens only; -1 and 0 keep every token."""
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = unset(0.0)
+    """Draw among tokens at least this likely, measured by the likeliest."""
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = unset(1.0)
+    """Divides positive logits of tokens in prompt or answer, and multiplies negative ones."""
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = unset(0.0)
+    """Subtracted from the logits of tokens that the answer has already."""
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = unset(0.0)
+    """Subtracted from a token's logit for every time that the answer has it already."""
+    logit_bias: Biases | None = unset({})
+    """Token ids, as strings, and what is added to their logits: -100 to 100."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Tokens that each choice may have."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = unset(0)
+    """Tokens that each choice has before a token may end it."""
+    n: Annotated[int, Field(ge=1, le=16)] | None = unset(1)
+    """Choices for each prompt. Choice i is drawn with seed + i."""
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
-    stop: Stop | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128, fail_fast=True)] | None = None
-    ignore_eos: bool | None = None
-    return_token_ids: Annotated[bool, Field(description="Add `token_ids` to each choice.")] | None = None
-    stream: bool | None = None
+    """The same request with the same seed has the same answer; drawn by the server where there is none."""
+    stop: Stop | None = unset([])
+    """Strings of 1 to 256 characters before which an answer ends; they are not part of it."""
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128, fail_fast=True)] | None = unset([])
+    """Tokens that end an answer, as the model's own end does; they are not part of it."""
+    ignore_eos: bool | None = unset(False)
+    """Go on where the model would end."""
+    return_token_ids: bool | None = unset(False)
+    """Add `token_ids` to each choice."""
+    stream: bool | None = unset(False)
+    """Send the answer as server-sent events while it comes about."""
     stream_options: StreamOptions | None = None
+    """Only where `stream` is true."""
     user: str | None = None
 
     @model_validator(mode="after")

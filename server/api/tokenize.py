@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from server.api.answers import json_response
 from server.api.body import read_body
 from server.api.conversation import Message
-from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored
+from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored, unset
 from server.api.service import ServedModel, service_of
 from server.errors import BadRequest
 
@@ -19,12 +19,15 @@ class TokenizeBody(Strict):
     """Either a text or a conversation."""
 
     model: str | None = None
+    """The id that /v1/models tells; without it, the model that is served."""
     prompt: str | None = None
+    """A text. Either this or `messages` is required."""
     messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)] | None = None
-    add_special_tokens: (
-        Annotated[bool, Field(description="As for a completion; conversations bring their own.")] | None
-    ) = None
-    return_token_strs: bool | None = None
+    """A conversation, up to where the assistant speaks next."""
+    add_special_tokens: bool | None = unset(True)
+    """Put before the text what a completion's prompt has there; conversations bring their own."""
+    return_token_strs: bool | None = unset(False)
+    """Tell each token's text as well."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -39,7 +42,9 @@ class TokenizeBody(Strict):
 
 class DetokenizeBody(Strict):
     model: str | None = None
+    """The id that /v1/models tells; without it, the model that is served."""
     tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
+    """Token ids below the size of the vocabulary."""
 
 
 async def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:

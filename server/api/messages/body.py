@@ -9,7 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 from server.api.chat_body import ChatBody
 from server.api.conversation import Message
 from server.api.refusals import LISTS, OTHER, STRING, custom
-from server.api.schemas import INT64_MAX, StopStrings, Strict, Unsupported
+from server.api.schemas import INT64_MAX, StopStrings, Strict, Unsupported, unset
 from server.api.variants import Other, by_type
 
 
@@ -26,6 +26,7 @@ class Text(Cached):
 
     type: Literal["text"]
     text: str
+    """Blocks are joined by line breaks."""
     citations: list[JsonValue] | None = None
 
 
@@ -39,7 +40,9 @@ Blocks = Annotated[list[Block], Field(min_length=1, max_length=256, fail_fast=Tr
 
 class Turn(Strict):
     role: Literal["user", "assistant", "system"]
+    """Who speaks."""
     content: Annotated[str, Tag(STRING)] | Annotated[Blocks, Tag(LISTS)]
+    """Text, or blocks."""
 
 
 def _refuse_thinking(kind: str) -> str:
@@ -50,16 +53,19 @@ def _refuse_thinking(kind: str) -> str:
 
 class Thinking(Strict):
     type: Annotated[Literal["disabled", "enabled", "adaptive"], AfterValidator(_refuse_thinking)]
+    """Only `disabled` is accepted."""
 
 
 class OutputFormat(Strict):
     type: Literal["json_schema"]
     schema_: dict[str, JsonValue] = Field(alias="schema")
+    """The JSON Schema that the answer satisfies."""
 
 
 class OutputConfig(Strict):
     effort: Unsupported = None
     format: OutputFormat | None = None
+    """What form the answer has."""
 
     def for_chat(self) -> dict[str, Any] | None:
         if self.format is None:
@@ -73,12 +79,17 @@ class CountBody(Strict):
     no_effect = frozenset({"cache_control"})
 
     model: str | None = None
+    """The id that /v1/models tells. Without it, or with a name that begins with `claude-`, the model that is served."""
     messages: Annotated[list[Turn], Field(min_length=1, max_length=2048, fail_fast=True)]
+    """The conversation so far; the answer is what the assistant says next."""
     system: Annotated[str, Tag(STRING)] | Annotated[Texts, Tag(LISTS)] | None = None
+    """What stands before the conversation as the system's message."""
     tools: Unsupported = None
     tool_choice: Unsupported = None
     thinking: Thinking | None = None
+    """Whether to think before the answer."""
     output_config: OutputConfig | None = None
+    """What form the answer has."""
     cache_control: dict[str, JsonValue] | None = None
     context_management: Unsupported = None
     mcp_servers: Unsupported = None
@@ -107,12 +118,19 @@ class MessagesBody(CountBody):
     no_effect = CountBody.no_effect | {"metadata", "service_tier"}
 
     max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: StopStrings | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Tokens that the answer may have."""
+    stop_sequences: StopStrings | None = unset([])
+    """Strings of 1 to 256 characters before which the answer ends."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = unset(1.0)
+    """0 takes the likeliest token every time; 1 draws by the model's own probabilities."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = unset(1.0)
+    """Draw among the fewest of the likeliest tokens that together have this probability."""
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = unset(0)
+    """Draw among this many of the likeliest tokens only; 0 keeps every token."""
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
-    stream: bool | None = None
+    """The same request with the same seed has the same answer; drawn by the server where there is none."""
+    stream: bool | None = unset(False)
+    """Send the answer as typed server-sent events while it comes about."""
     container: Unsupported = None
     diagnostics: Unsupported = None
     inference_geo: Unsupported = None

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag
+from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from server.api.chat_body import ChatBody
 from server.api.conversation import Message
 from server.api.refusals import LISTS, OTHER, STRING, custom
-from server.api.schemas import INT64_MAX, StreamOptions, Strict, Unsupported
+from server.api.schemas import INT64_MAX, StreamOptions, Strict, Unsupported, unset
 from server.api.variants import Other, by_type
 
 
@@ -19,7 +19,9 @@ class Text(Strict):
     no_effect = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
 
     type: Literal["input_text", "output_text"]
+    """`output_text` is what the model has said before."""
     text: str
+    """Parts are joined by line breaks."""
     annotations: list[JsonValue] | None = None
     logprobs: list[JsonValue] | None = None
     prompt_cache_breakpoint: JsonValue = None
@@ -37,7 +39,9 @@ class MessageItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
+    """`developer` means `system`."""
     content: Content
+    """Text, or parts of text."""
     id: str | None = None
     phase: Literal["commentary", "final_answer"] | None = None
     status: Status | None = None
@@ -52,10 +56,15 @@ Items = Annotated[list[Item], Field(min_length=1, max_length=2048, fail_fast=Tru
 
 class Format(Strict):
     type: Literal["text", "json_object", "json_schema"]
+    """What form the answer has."""
     name: str | None = None
+    """Of the schema."""
     description: str | None = None
+    """Of the schema."""
     schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
+    """The JSON Schema that the answer satisfies."""
     strict: bool | None = None
+    """Every answer satisfies its schema, whatever this says."""
 
     def for_chat(self) -> dict[str, Any]:
         if self.type != "json_schema":
@@ -68,6 +77,7 @@ class TextOptions(Strict):
     no_effect = frozenset({"verbosity"})
 
     format: Format | None = None
+    """What form the answer has."""
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -102,7 +112,7 @@ def _refuse_stored(value: object) -> None:
 Stored = Annotated[
     JsonValue,
     AfterValidator(_refuse_stored),
-    Field(description="Not supported, since nothing is stored: null or absent."),
+    WithJsonSchema({"type": "null", "description": "Not supported, since nothing is stored: null or absent."}),
 ]
 
 
@@ -122,24 +132,40 @@ class ResponsesBody(Strict):
     )
 
     model: str | None = None
+    """The id that /v1/models tells; without it, the model that is served."""
     input: Annotated[str, Tag(STRING)] | Annotated[Items, Tag(LISTS)]
+    """What the user says, or the items of the conversation so far."""
     instructions: str | None = None
+    """What stands before the conversation as the system's message."""
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Tokens that the answer may have; without it, as many as the context leaves."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = unset(1.0)
+    """0 takes the likeliest token every time; 1 draws by the model's own probabilities."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = unset(1.0)
+    """Draw among the fewest of the likeliest tokens that together have this probability."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = unset(0)
+    """Tell each token's log probability, and so many of the likeliest alternatives."""
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    """`message.output_text.logprobs` tells each token's log probability. Reasoning is never encrypted."""
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
+    """The same request with the same seed has the same answer; drawn by the server where there is none."""
     text: TextOptions | None = None
+    """What form the answer has."""
     reasoning: Reasoning | None = None
+    """How much to think before the answer."""
     tools: Unsupported = None
     tool_choice: Unsupported = None
     parallel_tool_calls: bool | None = None
-    stream: bool | None = None
+    stream: bool | None = unset(False)
+    """Send the answer as typed server-sent events while it comes about."""
     stream_options: StreamOptions | None = None
-    truncation: Annotated[Literal["auto", "disabled"], AfterValidator(_refuse_auto)] | None = None
-    background: Annotated[bool, AfterValidator(_refuse_background)] | None = None
+    """Only where `stream` is true."""
+    truncation: Annotated[Literal["auto", "disabled"], AfterValidator(_refuse_auto)] | None = unset("disabled")
+    """Only `disabled` is accepted: a conversation that is too long is refused."""
+    background: Annotated[bool, AfterValidator(_refuse_background)] | None = unset(False)
+    """Only false is accepted."""
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    """Repeated in the answer."""
     previous_response_id: Stored = None
     conversation: Stored = None
     prompt: Stored = None
