@@ -20,6 +20,9 @@ class Sampling:
     presence_penalty: float = 0.0  # subtracted once from the logits of tokens in the output
     frequency_penalty: float = 0.0  # subtracted per occurrence in the output
     logit_bias: dict[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    allowed_token_ids: tuple[int, ...] = ()  # no other is chosen; empty allows all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # no such run of tokens comes to stand in the output
+    grammar: str | None = None  # what the whole output has to follow, as llguidance takes it
     min_tokens: int = 0  # the output's first so many tokens are none of `ending_ids`
     ending_ids: tuple[int, ...] = ()  # the tokens that would end the request
     seed: int = 0

@@ -56,10 +56,10 @@ class Encoder:
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """`text` must be valid Unicode: the library refuses lone surrogates with a TypeError."""
         if len(text) <= INLINE_CHARACTERS:
-            return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+            return self.encode_here(text, add_special_tokens)
+        return await asyncio.to_thread(self.encode_here, text, add_special_tokens)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode_here(self, text: str, add_special_tokens: bool) -> list[int]:
         # Unlike `encode`, the batch methods release the GIL.
         (encoding,) = self.library.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
@@ -101,6 +101,10 @@ class Tokenizer:
         The text of a special token is read as that token either way. Lone surrogates raise TypeError.
         """
         return await self._encoder.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """As `encode` with nothing around the text, here and now: for short texts, or in a thread."""
+        return self._encoder.encode_here(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, show_special: bool = False) -> str:
         """The text of a whole sequence, as the tokenizer's own decoder has it; unknown ids are skipped."""
