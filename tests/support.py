@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -47,30 +48,30 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, seed: int = 0, config: dict[str, Any] = TINY) -> Path:
     """A Llama with random weights, large enough to be opinionated, with a tokenizer of bytes."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 0.2) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * scale
 
-    dim, hidden, kv = TINY["hidden_size"], TINY["intermediate_size"], 32
+    dim, hidden, kv = config["hidden_size"], config["intermediate_size"], 32
     tensors = {
-        "model.embed_tokens.weight": random(TINY["vocab_size"], dim, scale=1.0),
+        "model.embed_tokens.weight": random(config["vocab_size"], dim, scale=1.0),
         "model.norm.weight": torch.ones(dim),
-        "lm_head.weight": random(TINY["vocab_size"], dim, scale=0.5),
+        "lm_head.weight": random(config["vocab_size"], dim, scale=0.5),
     }
-    for layer in range(TINY["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         shapes = {"self_attn.q_proj": (dim, dim), "self_attn.k_proj": (kv, dim), "self_attn.v_proj": (kv, dim)}
         shapes |= {"self_attn.o_proj": (dim, dim), "mlp.gate_proj": (hidden, dim), "mlp.up_proj": (hidden, dim)}
         shapes |= {"mlp.down_proj": (dim, hidden)}
         tensors |= {f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in shapes.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
-    return write_model(folder, TINY, tensors)
+    return write_model(folder, config, tensors)
 
 
-def write_model(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
+def write_model(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
     """With the tokenizer of bytes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
@@ -87,11 +88,15 @@ class RunningServer:
     url: str
 
     def metric(self, name: str) -> float:
-        """The value of a series without labels, or the sum over its labels."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name]
+        """The value of a series, named without its labels for the sum over them."""
+        series = [line.rpartition(" ") for line in httpx.get(f"{self.url}/metrics").text.splitlines()]
+        values = [float(value) for full_name, _, value in series if name in (full_name, full_name.partition("{")[0])]
         assert values, f"no series {name}"
         return sum(values)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     @property
     def engine(self) -> int:

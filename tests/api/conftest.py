@@ -14,9 +14,8 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
+from bytes_model import EOS, LONGEST, SPECIAL_TOKENS, TEMPLATE, VOCABULARY, bytes_tokenizer
 from fastapi import FastAPI
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models
 
 from model.batch import Logprobs
 from server.api.resumable import ResumableStreams
@@ -28,15 +27,6 @@ from server.errors import EngineGone, Overloaded
 from server.metrics import Metrics
 from server.text_tools import load_text
 
-LONGEST = 512
-EOS = 256
-BOS = 257
-VOCABULARY = 264
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.content == 'refuse me' %}{{ raise_exception('that I will not say') }}{% endif %}"
-    "[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
-)
 STATS = Stats(
     running=1,
     waiting=2,
@@ -55,18 +45,14 @@ STATS = Stats(
 
 
 def byte_card() -> ModelCard:
-    """One token for each byte, numbered as the byte, then the special ones, then rows without a token."""
-    library = Library(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
-    library.decoder = decoders.ByteFallback()
-    library.add_special_tokens(["<eos>", "<bos>"])
     return ModelCard(
         name="bytes",
         family="none",
         vocab_size=VOCABULARY,
         context_length=LONGEST,
-        tokenizer=library.to_str(),
+        tokenizer=bytes_tokenizer().to_str(),
         chat_template=TEMPLATE,
-        special_tokens={"eos_token": "<eos>", "bos_token": "<bos>"},
+        special_tokens=SPECIAL_TOKENS,
         eos_ids=[EOS],
     )
 

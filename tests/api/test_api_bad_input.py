@@ -1,56 +1,55 @@
-"""Bad input, row by row of `bad_input.json`: each gets one clear answer, and the server is as it was.
+"""Bad input: each row gets one clear answer, and so does what the rows do not say."""
 
-A text such as "$x*70000" in the file stands for 70000 times "x".
-"""
-
-import json
 import re
 from pathlib import Path
 
+import bad_input
 import pytest
+from bad_input import ASKED, PATHS, ROWS, VALID, name_of
 
-ROWS = json.loads(Path(__file__).with_name("bad_input.json").read_text())
-PATHS = {
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "responses": "/v1/responses",
-    "tokenize": "/tokenize",
-    "detokenize": "/detokenize",
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = {
+    65: "it has no deadline for headers and bodies yet",
+    68: "it has no limits for each key yet",
+    72: "it has no deadline for requests",
 }
-VALID = {
-    "chat": {"messages": [{"role": "user", "content": "Hi"}]},
-    "completions": {"prompt": "Hi"},
-    "responses": {"input": "Hi"},
-}
-REPEATED = re.compile(r"\$([^*]+)\*(\d+)")
-LEAKS = re.compile(r"0x[0-9a-f]{6}|/(work|root|home|usr|tmp)/|Traceback|<class|pydantic|Input should|[A-Z][a-z]+Body")
 
 
-def expand(text: str) -> str:
-    return REPEATED.sub(lambda found: found[1] * int(found[2]), text)
+@pytest.fixture(scope="module")
+def asked(start_server):
+    """A server for each state, by name."""
+    servers = {}
+
+    def ask(state):
+        if state not in servers:
+            servers[state] = start_server(max_body_bytes=bad_input.MAX_BODY, api_keys=(bad_input.KEY,))
+            change(servers[state], state)
+        return servers[state]
+
+    return ask
 
 
-def body_of(row: dict) -> bytes:
-    if "hex" in row:
-        return bytes.fromhex(row["hex"])
-    raw = row["raw"] if "raw" in row else json.dumps(VALID[row["path"]] | row["with"])
-    return expand(raw).encode()
+def change(served, state):
+    if state == "full":
+        served.engine.is_full = True
+    elif state == "small":
+        served.engine.longest = 100
+    elif state == "draining":
+        served.app.state.service.draining = True
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row {row['row']}")
-def test_bad_input_gets_one_clear_answer(served, row):
-    headers = {"content-type": "application/json", **row.get("headers", {})}
-    answer = served.http.post(PATHS[row["path"]], content=body_of(row), headers=headers)
-    assert answer.status_code == row["status"], answer.text[:300]
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-request-id"]
-    assert answer.json().keys() == {"error"}
-    error = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert (error["code"], error["param"], error["type"]) == (row["code"], row["param"], "invalid_request_error")
-    assert row.get("says", "") in error["message"]
-    assert len(answer.content) <= 2048
-    assert not LEAKS.search(answer.text)
+@pytest.mark.parametrize("row", ASKED, ids=name_of)
+def test_bad_input_gets_one_clear_answer(asked, row):
+    served = asked(row.get("server"))
+    bad_input.check(row, bad_input.ask(served.port, bad_input.request_of(row)))
+
+
+def test_every_row_is_asked_or_proven_elsewhere():
+    assert {row["row"] for row in ROWS} >= set(range(1, 73)) - LEFT_OUT.keys()
+    for row in ROWS:
+        if "proven_by" in row:
+            path, name = row["proven_by"].split("::")
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", ["chat", "completions", "responses"])
