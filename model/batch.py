@@ -47,6 +47,7 @@ class Chunk:
     prompt_length: int
     sampling: Sampling | None
     drafts: tuple[int, ...] = ()  # empty without `sampling`; `blocks` has room for them
+    adapter: str | None = None  # the digest of the one it is computed with
 
     @property
     def end(self) -> int:

@@ -1,12 +1,14 @@
 """A mixture of experts in place of the MLP: a router sends each token to a few of many MLPs."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from model.config import Experts, ModelConfig
 from model.kernels import Kernels
 from model.layers import Mlp
-from model.linear import Linear
+from model.linear import Adapted, Linear
 from model.weights import Weights
 
 
@@ -20,7 +22,8 @@ class MixtureOfExperts:
             Mlp(weights.below(f"experts.{i}"), experts.hidden_dim, config, kernels) for i in range(experts.count)
         ]
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, _: Sequence[Adapted] = ()) -> Tensor:
+        """No adapter has a part in it: see `Transformer.projections`."""
         chosen_TE, share_TE = self._route(x_TD)
         y_TD = torch.zeros_like(x_TD)
         for index in torch.unique(chosen_TE).tolist():  # ascending, so that a row's sum has one order in any batch

@@ -1,6 +1,6 @@
 """The pieces of a layer: norms, attention, the MLP, and the residual around each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from model.config import ModelConfig, Norm, NormPlace
 from model.kernels import Kernels
 from model.kernels.reference import AttentionShape, LayerCache, Span
-from model.linear import Linear
+from model.linear import Adapted, Linear
 from model.weights import Weights
 
 # Shapes: T rows of the step, D model width, H query heads, G KV heads, d head size
@@ -25,6 +25,7 @@ class AttentionInputs:
     cache: LayerCache
     slots: Tensor  # where each row's key and value are stored, [T]
     spans: list[Span]
+    adapted: Sequence[Adapted]
 
 
 class NormLayer:
@@ -61,7 +62,7 @@ class Attention:
         self.shape = AttentionShape(scale, config.window(layer), config.attention_softcap)
 
     def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
-        heads = self.qkv(x_TD).view(len(x_TD), sum(self.sizes), self.head_dim)
+        heads = self.qkv(x_TD, inputs.adapted).view(len(x_TD), sum(self.sizes), self.head_dim)
         q_THd, k_TGd, v_TGd = torch.split(heads, self.sizes, dim=1)
         if self.q_norm and self.k_norm:
             q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
@@ -69,7 +70,7 @@ class Attention:
             q_THd, k_TGd = self.kernels.rotate(q_THd, *inputs.angles), self.kernels.rotate(k_TGd, *inputs.angles)
         self.kernels.store(k_TGd, v_TGd, inputs.cache, inputs.slots)
         o_THd = self.kernels.attention(q_THd, inputs.cache, inputs.spans, self.shape)
-        return self.out(o_THd.flatten(1))
+        return self.out(o_THd.flatten(1), inputs.adapted)
 
 
 class Mlp:
@@ -83,9 +84,9 @@ class Mlp:
         self.up = Linear(weights, dict.fromkeys(names, hidden_dim), config.dim, kernels)
         self.down = Linear(weights, {"down": config.dim}, hidden_dim, kernels)
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, adapted: Sequence[Adapted] = ()) -> Tensor:
         activate = self.kernels.gate if self.gated else self.kernels.activate
-        return self.down(activate(self.up(x_TD), self.activation))
+        return self.down(activate(self.up(x_TD, adapted), self.activation), adapted)
 
 
 class Residual:

@@ -1,11 +1,31 @@
-"""Projections: one product for matrices that share their input, dense or packed."""
+"""Projections: one product for matrices that share their input, dense or packed, and what adapters add to it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.kernels import Kernels
+from model.kernels.reference import Prepared
 from model.quantization import PackedTensor
 from model.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to a projection: (x A^T) B^T, in all parts of it at once."""
+
+    down: Prepared  # A [R, in]; R is the sum of the parts' ranks
+    up: Prepared  # B [out, R], scale included; zero where a part's rows meet another part's rank
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Rows of the step that lie side by side, and the adapter that all of them are computed with."""
+
+    rows: slice
+    updates: Mapping[str, LowRank]  # by the projection's name
 
 
 class Linear:
@@ -14,6 +34,9 @@ class Linear:
     def __init__(self, weights: Weights, parts: dict[str, int], in_features: int, kernels: Kernels) -> None:
         """`parts` names the matrices and their numbers of rows, in order."""
         self.kernels = kernels
+        self.name = weights.prefix + "+".join(parts)
+        self.parts = {weights.prefix + name: rows for name, rows in parts.items()}
+        self.in_features = in_features
         matrices = [weights.matrix(f"{name}.weight", (rows, in_features)) for name, rows in parts.items()]
         self.weights = [kernels.prepare(matrix) for matrix in _merge(matrices)]
         self.bias = self._stack_biases(weights, parts)
@@ -27,7 +50,14 @@ class Linear:
         ]
         return torch.cat(biases).to(self.kernels.device, self.kernels.dtype)
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, adapted: Sequence[Adapted] = ()) -> Tensor:
+        y_TO = self._product(x_TD)
+        for rows, updates in ((part.rows, part.updates) for part in adapted):
+            if update := updates.get(self.name):
+                y_TO[rows] = self.kernels.add_low_rank(y_TO[rows], x_TD[rows], update.down, update.up)
+        return y_TO
+
+    def _product(self, x_TD: Tensor) -> Tensor:
         if len(self.weights) == 1:
             return self.kernels.linear(x_TD, self.weights[0], self.bias)
         y = torch.cat([self.kernels.linear(x_TD, weight) for weight in self.weights], dim=-1)

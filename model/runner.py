@@ -5,10 +5,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from model.adapters import Adapter
 from model.batch import Batch, Chunk, Sampling, StepResult
 from model.inputs import Inputs, pack
 from model.kernels.reference import Forward, Span
 from model.kv_cache import BLOCK_SIZE, KVCache
+from model.linear import Adapted
 from model.sampling import choose_run
 from model.transformer import Transformer
 
@@ -21,6 +23,7 @@ class Runner:
     def __init__(self, transformer: Transformer, cache: KVCache) -> None:
         self.transformer = transformer
         self.cache = cache
+        self.adapters: dict[str, Adapter] = {}  # by digest; those that chunks may name
         self._replay: Forward = self._forward
         self.max_replayed_rows = 0  # larger steps, and all where nothing is recorded, run eagerly
 
@@ -57,6 +60,10 @@ class Runner:
             self._replay, self.max_replayed_rows = replay, len(inputs.ids)
 
     def _hidden(self, inputs: Inputs) -> Tensor:
+        """A step that holds rows of an adapter is not replayed: which rows have which is another matter each time."""
+        if inputs.adapted:
+            adapted = [Adapted(rows, self.adapters[digest].updates) for digest, rows in inputs.adapted.items()]
+            return self.transformer.forward(self.transformer.rows(inputs), inputs.spans, self.cache, adapted)
         run = self._replay if len(inputs.ids) <= self.max_replayed_rows else self._forward
         return run(self.transformer.rows(inputs), inputs.spans)
 

@@ -1,5 +1,6 @@
 """The Transformer: from token ids to the logits of the next ones, top to bottom as in the paper."""
 
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -12,7 +13,7 @@ from model.kernels import Kernels
 from model.kernels.reference import Prepared, Span
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
-from model.linear import Linear
+from model.linear import Adapted, Linear
 from model.positions import Rotary, sinusoids
 from model.weights import Weights
 
@@ -34,7 +35,13 @@ class Layer:
 
     def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
         x_TD = self.around_attention(x_TD, lambda x: self.attention(x, inputs))
-        return self.around_mlp(x_TD, self.mlp)
+        return self.around_mlp(x_TD, lambda x: self.mlp(x, inputs.adapted))
+
+    def projections(self) -> Iterator[Linear]:
+        """Those that adapters may add to: the router and the experts of a mixture are none of them."""
+        yield from (self.attention.qkv, self.attention.out)
+        if isinstance(self.mlp, Mlp):
+            yield from (self.mlp.up, self.mlp.down)
 
 
 class Transformer:
@@ -60,15 +67,21 @@ class Transformer:
         angles = (rotary(inputs.positions) for rotary in self.rotaries.values())
         return inputs.ids, inputs.positions, inputs.slots, *chain.from_iterable(angles)
 
-    def forward(self, rows: tuple[Tensor, ...], spans: list[Span], cache: KVCache) -> Tensor:
-        """The same, made of rows and operations of the kernels only, so that it can be recorded."""
+    def forward(
+        self, rows: tuple[Tensor, ...], spans: list[Span], cache: KVCache, adapted: Sequence[Adapted] = ()
+    ) -> Tensor:
+        """The same, made of rows and operations of the kernels only, so that it can be recorded without adapters."""
         ids, positions, slots, *tables = rows
         angles = dict(zip(self.rotaries, zip(tables[::2], tables[1::2], strict=True), strict=True))
         x_TD = self._embed(ids, positions)
         for index, layer in enumerate(self.layers):
             layer_angles = angles.get(self.config.rope_of(index))
-            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], slots, spans))
+            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], slots, spans, adapted))
         return self.norm(x_TD) if self.norm else x_TD
+
+    def projections(self) -> Iterator[Linear]:
+        """Those that adapters may add to, layer by layer."""
+        return chain.from_iterable(layer.projections() for layer in self.layers)
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the token after each row, fp32 [T, V]."""

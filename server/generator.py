@@ -33,6 +33,8 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None  # a digest
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class Generator:
             for choice in range(request.n):
                 seed = _wrap_int64(request.sampling.seed + choice)
                 sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids)
-                orders.append(Order(prompt, max_tokens, list(ending_ids), sampling))
+                orders.append(
+                    Order(prompt, max_tokens, list(ending_ids), sampling, adapter=request.adapter, salt=request.salt)
+                )
         return Generation(request, self._engine, orders, self._tokenizer)
 
     def _allowed_tokens(self, prompt: list[int], request: GenerationRequest) -> int:

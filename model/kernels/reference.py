@@ -107,6 +107,10 @@ class Kernels:
         assert isinstance(weight, Tensor)
         return F.linear(x_TD, weight, bias)
 
+    def add_low_rank(self, y_TO: Tensor, x_TD: Tensor, down: Prepared, up: Prepared) -> Tensor:
+        """y + (x A^T) B^T with prepared A [R, D] and B [O, R], as low-rank adapters have them -> [T, O]."""
+        return self.add(y_TO, self.linear(self.linear(x_TD, down), up))
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension, computed in fp32; `weight` is fp32."""
         wide = x.float()

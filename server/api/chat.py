@@ -34,6 +34,7 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
+        salt=body.cache_salt or "",
     )
     provenance = service.provenance(model)
     reply = wording(Occasion(model.name, provenance.fingerprint, len(prompt)))

@@ -176,6 +176,7 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
+        salt=body.cache_salt or "",
     )
     provenance = service.provenance(model)
     reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model))

@@ -126,6 +126,12 @@ class GenerationBody(Strict):
     stream_options: StreamOptions | None = None
     """Only where `stream` is true."""
     user: str | None = None
+    cache_salt: (
+        Annotated[
+            str, Field(min_length=1, max_length=256, description="The prefix cache is shared with equal ones only.")
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

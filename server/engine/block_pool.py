@@ -4,11 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import chain
 
-from server.engine.sequence import Sequence
+from server.engine.sequence import Root, Sequence
 
-ROOT = 0  # the parent of every first block; a tenant's salt or an adapter would be a root of its own
-
-Key = tuple[int, tuple[int, ...]]  # content id of the parent, the block's own tokens
+Key = tuple[int | Root, tuple[int, ...]]  # content id of the parent, or of a first block the root; its own tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class BlockPool:
         self._cached: dict[int, None] = {}  # least recently used first
         self._index: dict[Key, Content] = {}
         self._keys: list[Key | None] = [None] * total  # block -> its place in the index
-        self._last_content = ROOT
+        self._last_content = 0
 
     @property
     def free(self) -> int:
@@ -74,7 +72,7 @@ class BlockPool:
         end = start + self.block_size
         if end > stop or not self.prefix_cache:
             return None
-        return contents[-1] if contents else ROOT, tuple(sequence.tokens[start:end])
+        return contents[-1] if contents else sequence.root, tuple(sequence.tokens[start:end])
 
     def next_key(self, sequence: Sequence, prefix: Prefix) -> Key | None:
         """What the sequence could use next. One token at least is left to compute: it chooses the one that follows."""

@@ -39,6 +39,8 @@ class Entry:
             sampling=order.sampling,
             output=self.output,
             cached_tokens=self.cached_tokens,
+            adapter=order.adapter,
+            salt=order.salt,
         )
 
 

@@ -25,6 +25,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     sampling: Sampling
     output: list[int] = []  # tokens already chosen, fewer than max_tokens and none of them an ending one
     cached_tokens: int | None = None  # what was reported with them
+    adapter: str | None = None  # the digest of one that was loaded
+    salt: str = ""  # sequences of another one share no KV block with it
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -7,6 +7,8 @@ from model.batch import Chunk, Sample, Sampling
 from server.engine.drafting import Drafter
 from server.engine.messages import FinishReason, Submit
 
+Root = tuple[str | None, str]  # adapter and salt
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
@@ -22,6 +24,8 @@ class Sequence:
     max_tokens: int
     ending_ids: frozenset[int]
     sampling: Sampling
+    adapter: str | None = None  # a digest
+    salt: str = ""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)  # blocks[p // block_size] is the KV block of position p
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
@@ -41,8 +45,15 @@ class Sequence:
             max_tokens=order.max_tokens,
             ending_ids=frozenset(order.ending_ids),
             sampling=order.sampling,
+            adapter=order.adapter,
+            salt=order.salt,
             cached_tokens=order.cached_tokens,
         )
+
+    @property
+    def root(self) -> Root:
+        """What its first block hangs from in the prefix cache: what another root's sequences computed is not found."""
+        return self.adapter, self.salt
 
     @property
     def pending(self) -> int:
@@ -77,4 +88,4 @@ class Sequence:
         """The next `amount` pending tokens; the last of them lets the step choose the token that follows."""
         stop = self.computed + amount
         sampling = self.sampling if stop == len(self.tokens) else None
-        return Chunk(self.tokens, self.computed, stop, self.blocks, self.prompt_length, sampling)
+        return Chunk(self.tokens, self.computed, stop, self.blocks, self.prompt_length, sampling, adapter=self.adapter)

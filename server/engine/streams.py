@@ -18,6 +18,8 @@ class Order:
     max_tokens: int
     ending_ids: list[int]
     sampling: Sampling
+    adapter: str | None = None  # a digest
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from server.engine.sequence import Sequence
 SIZE = 4
 
 
-def sequence(tokens: list[int], id: int = 0) -> Sequence:
+def sequence(tokens: list[int], id: int = 0, **root: str) -> Sequence:
     return Sequence(
         id=id,
         tokens=list(tokens),
@@ -17,6 +17,7 @@ def sequence(tokens: list[int], id: int = 0) -> Sequence:
         max_tokens=100,
         ending_ids=frozenset(),
         sampling=Sampling(),
+        **root,
     )
 
 
@@ -39,9 +40,9 @@ def leave_behind(pool: BlockPool, tokens: list[int]) -> None:
     pool.release(compute(pool, tokens))
 
 
-def hit(pool: BlockPool, tokens: list[int]) -> int:
+def hit(pool: BlockPool, tokens: list[int], **root: str) -> int:
     """Tokens that the cache has of these."""
-    return len(pool.find(sequence(tokens)).blocks) * SIZE
+    return len(pool.find(sequence(tokens, **root)).blocks) * SIZE
 
 
 A, B, C, D = ([letter] * SIZE for letter in range(1, 5))  # contents of a block each
@@ -81,6 +82,21 @@ def test_equal_blocks_after_different_beginnings_are_different_contents() -> Non
     leave_behind(pool, [*A, *C])
     leave_behind(pool, [*B, *D])
     assert hit(pool, [*B, *C, 9]) == SIZE
+
+
+def test_what_one_root_has_computed_no_other_finds() -> None:
+    pool = BlockPool(16, SIZE)
+    roots: list[dict[str, str]] = [{}, {"salt": "x"}, {"adapter": "x"}, {"adapter": "y"}, {"adapter": "x", "salt": "x"}]
+    for place, root in enumerate(roots):
+        computed = sequence([*A, *B], **root)
+        assert pool.extend(computed)
+        computed.computed = len(computed.tokens)
+        pool.commit(computed)
+        pool.release(computed)
+        assert [hit(pool, [*A, *B, 9], **other) for other in roots] == [
+            8 if later <= place else 0 for later in range(len(roots))
+        ]
+    assert pool.check([]) is None
 
 
 def test_a_full_hit_leaves_a_token_to_compute() -> None:

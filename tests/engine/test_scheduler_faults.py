@@ -6,7 +6,7 @@ import pytest
 from simulation import Violation, Watched, World
 
 from model.batch import Chunk, Sample
-from server.engine.block_pool import ROOT, BlockPool, Key, Prefix
+from server.engine.block_pool import BlockPool, Key, Prefix
 from server.engine.messages import Delta
 from server.engine.sequence import Sequence
 
@@ -68,7 +68,7 @@ class LeavesNothingToCompute(BlockPool):
 class IgnoresWhatStandsBefore(BlockPool):
     def key_after(self, sequence: Sequence, contents: list[int], stop: int) -> Key | None:
         key = super().key_after(sequence, contents, stop)
-        return key and (ROOT, key[1])
+        return key and (sequence.root, key[1])
 
 
 class KeepsEvictedContent(BlockPool):

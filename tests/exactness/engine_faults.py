@@ -207,6 +207,15 @@ def an_evicted_block_can_still_be_found(patch: Patch) -> None:
     patch.setattr(BlockPool, "_unlist", lambda self, block: None)
 
 
+def a_salt_is_ignored(patch: Patch) -> None:
+    patch.setattr(Sequence, "root", (None, ""))
+
+
+def a_resumed_sequence_loses_its_salt(patch: Patch) -> None:
+    plain = Entry.submit
+    patch.setattr(Entry, "submit", lambda self: msgspec.structs.replace(plain(self), salt=""))
+
+
 def a_block_in_use_is_given_away(patch: Patch) -> None:
     plain, taken = BlockPool._take, list[int]()
 

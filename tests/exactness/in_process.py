@@ -83,7 +83,15 @@ class Model:
 def _submit(place: int, order: Order | Submit) -> Submit:
     if isinstance(order, Submit):
         return msgspec.structs.replace(order, id=place)
-    return Submit(place, order.prompt, order.max_tokens, order.ending_ids, order.sampling)
+    return Submit(
+        place,
+        order.prompt,
+        order.max_tokens,
+        order.ending_ids,
+        order.sampling,
+        adapter=order.adapter,
+        salt=order.salt,
+    )
 
 
 @dataclass(slots=True)

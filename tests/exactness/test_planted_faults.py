@@ -75,6 +75,10 @@ ENGINE_FAULTS: dict[Relation, list[Plant]] = {
     relations.test_m15_logprobs_are_the_models_own_and_those_of_the_text_as_a_prompt: [
         engine.logprobs_are_of_other_logits,
     ],
+    relations.test_m17_a_salt_changes_what_is_found_in_the_cache_and_nothing_else: [
+        engine.a_salt_is_ignored,
+        engine.a_resumed_sequence_loses_its_salt,
+    ],
     relations.test_m20_one_request_under_changing_load_has_one_answer: [
         engine.a_reduction_split_where_there_are_many_rows,
     ],

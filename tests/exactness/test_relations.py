@@ -378,10 +378,39 @@ def test_m16_ids_and_text_are_the_same_prompt_and_counted_alike(served: Served, 
         assert {answer["usage"]["prompt_tokens"] for answer in answers} == {len(tokens)}
 
 
-def test_m17_there_is_no_cache_salt_yet_and_none_is_accepted(served: Served) -> None:
-    answer = served.http.post("/v1/completions", json={"prompt": "a", "cache_salt": "mine"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "cache_salt"
+def test_m17_a_salt_changes_what_is_found_in_the_cache_and_nothing_else(model: Model) -> None:
+    """Of a prompt that all have, one after the other, beside each other, and after an engine's end."""
+    base = Order([*SHARED, 1, 2, 3], TOKENS, [], DRAWN)
+    salts = ["", "mine", "yours", "mine", "", "yours" * 9]
+    everyone = [replace(base, salt=salt) for salt in salts]
+    alone = model.alone([base]) * len(salts)
+    found = [0, 0, 0, 2 * BLOCK, 2 * BLOCK, 0]
+    for pace in (1000, 0):
+        answers = model.run(everyone, events=Events(arrivals=[pace * place for place in range(len(salts))]))
+        assert answers == alone
+        assert [answer.cached_tokens for answer in answers] == found
+    journal = Journal()
+    for place, order in enumerate(everyone):
+        journal.add(order, TokenStream(place, lambda id: None))
+    answers = model.run([entry.submit() for entry in journal.due()])
+    assert answers == alone
+    assert [answer.cached_tokens for answer in answers] == found
+
+
+def test_m17_requests_have_the_salt_they_name(served: Served) -> None:
+    body: Body = {"prompt": period("salted"), "temperature": 0, "max_tokens": 4}
+    answers = [served.complete(**body, **({"cache_salt": salt} if salt else {})) for salt in ("", "a", "b", "a")]
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    hits = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert hits[:3] == [0, 0, 0]
+    assert hits[3] > 0
+    chat = {"messages": [{"role": "user", "content": "salted " * 9}], "max_tokens": 4}
+    hits = []
+    for salt in ("a", "b", "a"):
+        usage = served.post("/v1/chat/completions", **chat, cache_salt=salt)["usage"]
+        hits.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert hits[:2] == [0, 0]
+    assert hits[2] > 0
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["greedy", "drawn"])

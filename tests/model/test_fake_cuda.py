@@ -72,6 +72,7 @@ class AllWeights:
     """A checkpoint on the CPU that holds whatever is asked for: biases, query norms and rope divisors too."""
 
     is_packed: bool = False
+    prefix: str = ""
 
     def below(self, name: str) -> "AllWeights":
         return self
