@@ -1,5 +1,6 @@
 """Runs batches through a model: warms it up, records its forward pass, chooses the tokens."""
 
+import time
 from itertools import islice
 
 import torch
@@ -14,6 +15,7 @@ from model.linear import Adapted
 from model.sampling import choose_run
 from model.transformer import Transformer
 
+_TRIAL_ROWS = 33
 _EXAMPLE_KINDS = 61  # tokens that warming up uses; a prime, so that positions that are powers of 2 differ in theirs
 
 
@@ -26,6 +28,7 @@ class Runner:
         self.adapters: dict[str, Adapter] = {}  # by digest; those that chunks may name
         self._replay: Forward = self._forward
         self.max_replayed_rows = 0  # larger steps, and all where nothing is recorded, run eagerly
+        self.largest_step_s = 0.0  # what it may take, once warmed up
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
@@ -39,25 +42,34 @@ class Runner:
         return StepResult([choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows])
 
     def warm_up(self, step_tokens: int) -> None:
-        """Computes the largest step once, so that what it allocates is there before the first request; records it."""
+        """Records the forward pass and computes a step, so that what it allocates is there before the first request.
+
+        A recording has its memory for the largest step from the beginning; without one that step has to be computed.
+        """
         length = min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
         self._record(self._example(0, length))
-        # What is recorded is computed thereby: its last token is enough to see that tokens can be chosen.
-        (samples,) = self.run(self._example(length - 1 if self.max_replayed_rows else 0, length)).samples
+        rows = min(length, _TRIAL_ROWS) if self.max_replayed_rows else length
+        started = time.monotonic()
+        (samples,) = self.run(self._example(0, rows)).samples
         assert not isinstance(samples, str), samples
+        self.largest_step_s = (time.monotonic() - started) * length / rows
 
     @torch.inference_mode()
     def _record(self, largest: Batch) -> None:
-        """A recording is used only if it repeats, bit for bit, what it recorded, on rows that it did not see."""
+        """A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later."""
         kernels = self.transformer.kernels
         inputs = pack(largest, kernels.device)
         replay = kernels.record(self._forward, self.transformer.rows(inputs), inputs.spans)
         if replay is None:
             return
-        few = pack(self._example(len(inputs.ids) // 2, len(inputs.ids) // 2 + 1), kernels.device)
-        rows = self.transformer.rows(few)
-        if torch.equal(replay(rows, few.spans), self._forward(rows, few.spans)):
-            self._replay, self.max_replayed_rows = replay, len(inputs.ids)
+        rows = min(len(inputs.ids), _TRIAL_ROWS)
+        for trial in (self._example(0, rows), self._example(rows - 1, rows)):
+            packed = pack(trial, kernels.device)
+            given = self.transformer.rows(packed)
+            expected = self._forward(given, packed.spans)
+            if not torch.equal(replay(given, packed.spans), expected):
+                return
+        self._replay, self.max_replayed_rows = replay, len(inputs.ids)
 
     def _hidden(self, inputs: Inputs) -> Tensor:
         """A step that holds rows of an adapter is not replayed: which rows have which is another matter each time."""

@@ -84,7 +84,7 @@ class Kernels:
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
         """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; None if there is none.
 
-        There is none where anything but these operations has a part in it.
+        There is none where anything but these operations has a part in it. Recording computes nothing.
         """
         return None
 

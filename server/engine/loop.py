@@ -182,8 +182,7 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     drafted_tokens = DRAFTED_TOKENS if options.speculation else 0
     limits = Limits(options.max_sequences, options.step_tokens, drafted_tokens, model.config.context_rate)
     scheduler = Scheduler(limits, pool)
-    warm_up_s = time.monotonic() - report.last_time  # the last stage, which is a step of the largest size
-    _send(connection, _ready(model, memory, warm_up_s))
+    _send(connection, _ready(model, memory, runner.largest_step_s))
     Loop(connection, runner, scheduler, options.check_invariants).run()
 
 

@@ -77,7 +77,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     block_bytes: int
     total_blocks: int
     memory_plan: str  # the sum behind `total_blocks`, for people
-    step_seconds: float  # what the largest step took while warming up
+    step_seconds: float  # what the largest step may take
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -1,9 +1,9 @@
 """A forward pass recorded once and replayed without Python: the CPU's twin of a CUDA graph.
 
-While recording, every operation runs as always and is written down with the bytes of its arguments. The memory it
-works in comes from a pool that the tape keeps, so that the addresses stay valid; replaying the operations in their
-order uses it just as recording did. What torch computes by itself is not written down, and its memory is gone when the
-tape is replayed: there is no tape of such a pass (see `TorchWatch`).
+While recording, no operation runs: each is written down with the bytes of its arguments. The memory it will work in
+comes from a pool that the tape keeps, so that the addresses stay valid; replaying the operations in their order uses
+it just as recording did. What torch computes by itself is not written down, and its memory is gone when the tape is
+replayed: there is no tape of such a pass (see `TorchWatch`).
 """
 
 import ctypes
@@ -22,6 +22,9 @@ from model.kernels.cpu.library import POINTERS, Library, Operation, Operations
 Call = tuple[str, bytes]  # an operation's name and the bytes of its arguments
 
 
+_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)  # Linux: now, not in a request
+
+
 class Pool:
     """Memory that is given again once nobody holds the tensor any more, and never back to the system."""
 
@@ -31,7 +34,7 @@ class Pool:
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
         free = self._free.setdefault(size, [])
-        memory = free.pop() if free else mmap.mmap(-1, size)
+        memory = free.pop() if free else mmap.mmap(-1, size, flags=_TOUCHED)
         buffer = (ctypes.c_char * size).from_buffer(memory)  # lives as long as the tensor's storage
         weakref.finalize(buffer, free.append, memory)
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
@@ -42,27 +45,26 @@ class TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     has_computed = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here. If torch had to know that, it would import its compiler: half a second, 90 MB."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.has_computed |= not func.is_view
         return func(*args, **(kwargs or {}))
 
 
 class Recorder:
-    """Operations that run and are written down."""
+    """Operations that are written down in place of being run."""
 
     def __init__(self, operations: Operations) -> None:
         self.calls: list[Call] = []
         self.recorded = operations
-        self.operations = Operations(
-            *(self._recording(f.name, getattr(operations, f.name)) for f in fields(operations))
-        )
+        self.operations = Operations(*(self._recording(f.name) for f in fields(operations)))
 
-    def _recording(self, name: str, operation: Operation) -> Operation:
-        def run(arguments: bytes) -> None:
-            self.calls.append((name, arguments))
-            operation(arguments)
-
-        return run
+    def _recording(self, name: str) -> Operation:
+        return lambda arguments: self.calls.append((name, arguments))
 
 
 class _Entry(ctypes.Structure):
