@@ -12,8 +12,8 @@ from server import config
 from server.bench import main as bench
 from server.console import chat, generate
 from server.console.talk import TalkOptions
+from server.engine.child import Child
 from server.exactness import replay, verify
-from server.serve import serve
 
 _DESCRIPTION = "An inference server for decoder-only text generators: small enough to read, exact by default."
 
@@ -68,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    return serve(config.read(config.ServeOptions, arguments))
+    options = config.read(config.ServeOptions, arguments)
+    first = Child()  # the engine imports torch while this process imports what serves
+    from server.serve import serve
+
+    return serve(options, first=first)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from server.app import create_app
 from server.config import ServeOptions
 from server.console.progress import ProgressBar
 from server.departure import Departure
-from server.engine.child import ENGINE
+from server.engine.child import ENGINE, Child
 from server.engine.client import EngineClient, Listener
 from server.engine.messages import ModelCard, Ready
 from server.engine.streams import Stages
@@ -33,8 +33,8 @@ _BACKLOG = 2048
 log = Log(__name__)
 
 
-def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE) -> int:
-    """Opens the port at once and loads behind it, in a process that `command` starts; the exit code."""
+def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE, first: Child | None = None) -> int:
+    """Opens the port at once and loads behind it, in a process that `command` starts or has started; the exit code."""
     configure(options.log_format, options.log_level)
     metrics = Metrics(vllm_names=options.metrics_compat)
     try:
@@ -43,8 +43,9 @@ def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE) -> int:
         print(f"headrace: {options.record}: {error.strerror}", file=sys.stderr)
         return 1
     with recorder or contextlib.nullcontext():
+        care = Care(command=command, first=first, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
         try:
-            serving = _Serving(options, command, metrics, recorder)
+            serving = _Serving(options, care, metrics, recorder)
         except KeysError as error:
             print(f"headrace: {error}", file=sys.stderr)
             return 1
@@ -71,9 +72,7 @@ class _Server(uvicorn.Server):
 class _Serving:
     """The engine, the app and the listening socket, and what the engine's news mean for them."""
 
-    def __init__(
-        self, options: ServeOptions, command: tuple[str, ...], metrics: Metrics, recorder: Recorder | None
-    ) -> None:
+    def __init__(self, options: ServeOptions, care: Care, metrics: Metrics, recorder: Recorder | None) -> None:
         self.options = options
         self.bar = ProgressBar()
         self.exit_code = 0
@@ -87,7 +86,6 @@ class _Serving:
             on_restart=self.metrics.engine_restarted,
             on_failure=self._on_failure,
         )
-        care = Care(command=command, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
         self.engine = EngineClient(options, options.max_queue, listener, care)
         app = create_app(
             _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder

@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import signal
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Self
 
 import msgspec
 
@@ -25,24 +24,21 @@ _LEAVE_WITHIN_S = 5.0
 class Child:
     """An engine that has been started. It does nothing until it is sent its options."""
 
-    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def spawn(cls, command: Sequence[str]) -> Self:
-        """Starts the command with the number of its socket as the last argument."""
-        ours, theirs = socket.socketpair()
+    def __init__(self, command: Sequence[str] = ENGINE) -> None:
+        """Starts the command with the number of its socket as the last argument; needs no event loop."""
+        self._writer: asyncio.StreamWriter | None = None
+        self._socket, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                stdin=DEVNULL,
+                stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches the terminal's whole group, and it is ours to decide
             )
-        return cls(process, *await asyncio.open_connection(sock=ours))
+
+    async def connect(self) -> None:
+        """To be awaited once, before anything is said or heard."""
+        self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
 
     @property
     def pid(self) -> int:
@@ -50,7 +46,7 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        return self._process.returncode is not None
+        return self._process.poll() is not None
 
     @property
     def is_stopped(self) -> bool:
@@ -61,6 +57,7 @@ class Child:
         return False
 
     def send(self, message: ToEngine | EngineOptions) -> None:
+        assert self._writer is not None, "not connected"
         self._writer.write(frame(message))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
@@ -80,10 +77,10 @@ class Child:
 
     async def end(self) -> str:
         """Closes the connection, upon which the engine leaves, and waits, but not for ever; how it ended, in words."""
-        self._writer.close()
-        try:
-            status = await asyncio.wait_for(self._process.wait(), _LEAVE_WITHIN_S)
-        except TimeoutError:
+        (self._writer or self._socket).close()
+        waiting = asyncio.create_task(asyncio.to_thread(self._process.wait))
+        await asyncio.wait([waiting], timeout=_LEAVE_WITHIN_S)
+        if not waiting.done():
             self.kill()
-            status = await self._process.wait()
+        status = await waiting
         return f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"

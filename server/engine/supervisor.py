@@ -31,6 +31,7 @@ class Care:
 
     command: tuple[str, ...] = ENGINE
     watchdog_s: float = 30.0  # an engine that says nothing for so long is replaced; more where its steps are long
+    first: Child | None = None  # started by `command` before, to be the first engine
     keeps_spare: bool = False  # a process that has imported all it needs waits to become the next engine
     spare_after_s: float = 5.0  # not before: starting it would slow down the first requests
     resume_window_s: float = 60.0  # without an engine, new requests are queued for so long, and later refused
@@ -53,7 +54,7 @@ class Supervisor:
         self._care = care
         self._hear = hear
         self._lose = lose
-        self._spare: Child | None = None
+        self._spare = care.first
         self._spawning: asyncio.Task[None] | None = None
         self._refusal: str | None = None  # why the engine itself says that it cannot run
         self._first_load_s: float | None = None
@@ -86,7 +87,8 @@ class Supervisor:
 
     async def _next(self) -> Child:
         """The spare if there is one, else a new process; told its options, so that it loads."""
-        child = await self._take_spare() or await Child.spawn(self._care.command)
+        child = await self._take_spare() or Child(self._care.command)
+        await child.connect()
         child.send(self._options)
         self.child = child
         return child
@@ -153,7 +155,7 @@ class Supervisor:
 
     async def _spawn_spare(self) -> None:
         await asyncio.sleep(self._care.spare_after_s)
-        self._spare = await self._take_spare() or await Child.spawn(self._care.command)
+        self._spare = await self._take_spare() or Child(self._care.command)
 
     async def _take_spare(self) -> Child | None:
         spare, self._spare = self._spare, None
