@@ -35,6 +35,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None  # a digest
     salt: str = ""
+    priority: int = 0  # the lowest starts first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,21 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """How long a request took so far, all choices together: three parts in a row, of seconds."""
+
+    queue_s: float  # until the first of its sequences was computed
+    prefill_s: float  # from there to its first token
+    decode_s: float  # from there to its last token
+    decoded_tokens: int  # without each choice's first
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int  # once per prompt, however many choices
     completion_tokens: int  # of all choices, the tokens that ended them included
     cached_tokens: int  # of the prompts' tokens, those that came from the prefix cache for the prompt's first choice
+    timings: Timings | None = field(default=None, compare=False)  # told at the end
 
 
 class Generator:
@@ -81,7 +93,15 @@ class Generator:
                 seed = _wrap_int64(request.sampling.seed + choice)
                 sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids)
                 orders.append(
-                    Order(prompt, max_tokens, list(ending_ids), sampling, adapter=request.adapter, salt=request.salt)
+                    Order(
+                        prompt,
+                        max_tokens,
+                        list(ending_ids),
+                        sampling,
+                        adapter=request.adapter,
+                        salt=request.salt,
+                        priority=request.priority,
+                    )
                 )
         return Generation(request, self._engine, orders, self._tokenizer)
 
@@ -161,6 +181,22 @@ class Generation:
             completion_tokens=sum(choice.completion_tokens for choice in self._choices),
             cached_tokens=sum(choice.cached_tokens for choice in self._choices[:: self._request.n]),
         )
+
+    @property
+    def timed_usage(self) -> Usage:
+        """The same with `timings`."""
+        return replace(self.usage, timings=self._timings())
+
+    def _timings(self) -> Timings | None:
+        lives = [choice.stream.life for choice in self._choices if choice.stream.life.first_token is not None]
+        if not lives:
+            return None
+        submitted = min(life.submitted for life in lives)
+        first = min(life.first_token for life in lives if life.first_token is not None)
+        started = min((life.started for life in lives if life.started is not None), default=first)
+        last = max(life.last_token for life in lives if life.last_token is not None)
+        decoded = sum(max(choice.completion_tokens - 1, 0) for choice in self._choices)
+        return Timings(started - submitted, first - started, last - first, decoded)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         async with contextlib.aclosing(self.batches()) as batches:

@@ -22,7 +22,8 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
     model = await service.generating_model()
     model.check_name(body.model)
     body.check_vocabulary(model.card.vocab_size)
-    prompt = await model.tools.prompts.chat([message.for_template() for message in body.messages])
+    rendered = await model.tools.prompts.chat([message.for_template() for message in body.messages])
+    prompt = body.truncated(rendered, service.engine.longest)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     request = GenerationRequest(
         prompts=[prompt],
@@ -35,6 +36,7 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
         salt=body.cache_salt or "",
+        priority=body.priority or 0,
     )
     provenance = service.provenance(model)
     reply = wording(Occasion(model.name, provenance.fingerprint, len(prompt)))

@@ -28,25 +28,26 @@ class ChatReply:
     def __init__(self, body: ChatBody, occasion: Occasion) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         self._envelope = Envelope.new("chatcmpl", kind, occasion.model, occasion.fingerprint)
-        self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
+        self._chunks = Chunks(self._envelope, body.wishes)
         self._choices = body.choices_per_prompt
         self._has_logprobs = bool(body.logprobs)
         self._has_ids = bool(body.return_token_ids)
+        self._has_timings = bool(body.return_timings)
 
     def opening(self) -> bytes:
         role = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
         return b"".join(self._chunks.around(role % index) for index in range(self._choices))
 
-    def event(self, piece: Piece) -> bytes:
+    def event(self, piece: Piece, usage: Usage) -> bytes:
         logprobs = to_json(_logprobs(piece.tokens)) if self._has_logprobs and piece.tokens else b"null"
         ids = ids_field(piece.tokens) if self._has_ids and piece.tokens else b""
         events = b""
         if piece.text or logprobs != b"null" or ids:
             head = b'{"index":%d,"delta":{"content":' % piece.index + json_text(piece.text)
-            events = self._chunks.around(head + b'},"logprobs":' + logprobs + ids + b',"finish_reason":null}')
+            events = self._chunks.around(head + b'},"logprobs":' + logprobs + ids + b',"finish_reason":null}', usage)
         if piece.finish_reason is not None:
             end = (piece.index, piece.finish_reason.encode())
-            events += self._chunks.around(b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % end)
+            events += self._chunks.around(b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % end, usage)
         return events
 
     def closing(self, usage: Usage) -> bytes:
@@ -66,7 +67,7 @@ class ChatReply:
             }
             for choice in choices_of(pieces)
         ]
-        return to_json(self._envelope.around(choices, usage))
+        return to_json(self._envelope.around(choices, usage, has_timings=self._has_timings))
 
 
 def _logprobs(tokens: list[TokenText]) -> dict[str, Any]:

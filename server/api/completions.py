@@ -17,7 +17,6 @@ from server.api.schemas import (
     MAX_TOKEN_IDS,
     GenerationBody,
     TokenId,
-    Unsupported,
     check_ids,
     ignored,
     unset,
@@ -51,7 +50,8 @@ class CompletionBody(GenerationBody):
     """Put the prompt before the answer."""
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
     """Only the value of `n` is accepted."""
-    suffix: Unsupported = None
+    suffix: str | None = None
+    """Text after the gap that the answer fills; for models that have tokens for that."""
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
@@ -62,10 +62,18 @@ class CompletionBody(GenerationBody):
         if self.echo and self.logprobs is not None:
             message = "Unsupported value: 'logprobs' together with 'echo', which asks for the prompt's own."
             raise BadRequest(message, param="logprobs", code="unsupported_value")
+        if self.suffix is not None:
+            self._check_suffix()
         if len(self.prompts) * self.choices_per_prompt > MAX_CHOICES:
             message = f"Invalid 'prompt': array too long. Expected at most {MAX_CHOICES} choices, prompts times 'n'."
             raise BadRequest(message, param="prompt", code="array_above_max_length")
         return self
+
+    def _check_suffix(self) -> None:
+        is_text = all(isinstance(prompt, str) for prompt in self.prompts)
+        if self.echo or self.truncate_prompt_tokens is not None or not is_text:
+            message = "Unsupported value: 'suffix' together with 'echo', 'truncate_prompt_tokens' or token ids."
+            raise BadRequest(message, param="suffix", code="unsupported_value")
 
     @property
     def output_limit(self) -> int:
@@ -98,16 +106,17 @@ class CompletionReply:
     def __init__(self, body: CompletionBody, model: str, fingerprint: str, echoes: list[str]) -> None:
         """`echoes` has what stands before each choice's own text, by index."""
         self._envelope = Envelope.new("cmpl", "text_completion", model, fingerprint)
-        self._chunks = Chunks(self._envelope, wants_usage=body.wants_usage_event)
+        self._chunks = Chunks(self._envelope, body.wishes)
         self._has_logprobs = body.logprobs is not None
         self._has_ids = bool(body.return_token_ids)
+        self._has_timings = bool(body.return_timings)
         self._echoes = echoes
         self._offsets = [Offsets(len(echo)) for echo in echoes]
 
     def opening(self) -> bytes:
         return b"".join(self.event(Piece(index, echo, [], None)) for index, echo in enumerate(self._echoes) if echo)
 
-    def event(self, piece: Piece) -> bytes:
+    def event(self, piece: Piece, usage: Usage | None = None) -> bytes:
         has_logprobs = self._has_logprobs and piece.tokens
         ids = ids_field(piece.tokens) if self._has_ids and piece.tokens else b""
         if not (piece.text or has_logprobs or ids or piece.finish_reason):
@@ -115,7 +124,8 @@ class CompletionReply:
         logprobs = to_json(self._logprobs(piece.index, piece.tokens)) if has_logprobs else b"null"
         head = b'{"index":%d,"text":' % piece.index + json_text(piece.text)
         return self._chunks.around(
-            head + b',"logprobs":' + logprobs + ids + b',"finish_reason":' + to_json(piece.finish_reason) + b"}"
+            head + b',"logprobs":' + logprobs + ids + b',"finish_reason":' + to_json(piece.finish_reason) + b"}",
+            usage,
         )
 
     def closing(self, usage: Usage) -> bytes:
@@ -135,7 +145,7 @@ class CompletionReply:
             }
             for choice in choices_of(pieces)
         ]
-        return to_json(self._envelope.around(choices, usage))
+        return to_json(self._envelope.around(choices, usage, has_timings=self._has_timings))
 
     def _logprobs(self, index: int, tokens: list[TokenText]) -> dict[str, Any]:
         return {
@@ -166,7 +176,7 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
     model = await service.generating_model()
     model.check_name(body.model)
     body.check_vocabulary(model.card.vocab_size)
-    prompts = await _encode(body, model)
+    prompts = [body.truncated(prompt, service.engine.longest) for prompt in await _encode(body, model)]
     request = GenerationRequest(
         prompts=prompts,
         source="prompt",
@@ -177,9 +187,10 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         ignore_eos=bool(body.ignore_eos),
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
         salt=body.cache_salt or "",
+        priority=body.priority or 0,
     )
     provenance = service.provenance(model)
-    reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model))
+    reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model, prompts))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     return recorded(job, "/v1/completions", body, service.recorder)
 
@@ -188,7 +199,7 @@ async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:
     encoded = []
     for position, prompt in enumerate(body.prompts):
         if isinstance(prompt, str):
-            encoded.append(await model.tools.prompts.text(prompt))
+            encoded.append(await model.tools.prompts.text(prompt, body.suffix))
             continue
         path = "prompt" if len(body.prompts) == 1 and prompt is body.prompt else f"prompt[{position}]"
         check_ids(prompt, model.card.vocab_size, path)
@@ -196,10 +207,11 @@ async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:
     return encoded
 
 
-def _echoes(body: CompletionBody, model: ServedModel) -> list[str]:
+def _echoes(body: CompletionBody, model: ServedModel, prompts: list[list[int]]) -> list[str]:
     if not body.echo:
         return [""] * (len(body.prompts) * body.choices_per_prompt)
-    texts = [prompt if isinstance(prompt, str) else model.tools.tokenizer.decode(prompt) for prompt in body.prompts]
+    told = body.prompts if body.truncate_prompt_tokens is None else prompts
+    texts = [prompt if isinstance(prompt, str) else model.tools.tokenizer.decode(prompt) for prompt in told]
     return [text for text in texts for _ in range(body.choices_per_prompt)]
 
 

@@ -27,8 +27,8 @@ class Reply(Protocol):
     def opening(self) -> bytes:
         """The events before the first piece's."""
 
-    def event(self, piece: Piece) -> bytes:
-        """The events that tell of a piece; empty where it has nothing to tell."""
+    def event(self, piece: Piece, usage: Usage) -> bytes:
+        """The events that tell of a piece, when so much was used; empty where it has nothing to tell."""
 
     def closing(self, usage: Usage) -> bytes:
         """The events that end a stream."""
@@ -110,22 +110,23 @@ class Answer(Response):
                 if not has_started:  # not earlier: what fails before the first piece is a plain error
                     await self._start(send, sse.HEADERS)
                     has_started = True
-                meter.progressed(pieces, generation.usage)
-                events += b"".join(map(reply.event, pieces))
+                usage = generation.usage
+                meter.progressed(pieces, usage)
+                events += b"".join(reply.event(piece, usage) for piece in pieces)
                 if events:
                     await send({"type": "http.response.body", "body": events, "more_body": True})
                 events = b""
         except HeadraceError as error:
             error.event = reply.failure(error)
             raise
-        await send({"type": "http.response.body", "body": reply.closing(generation.usage)})
+        await send({"type": "http.response.body", "body": reply.closing(generation.timed_usage)})
 
     async def _tell_whole(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         all_pieces: list[Piece] = []
         async for pieces in generation.batches():
             meter.progressed(pieces, generation.usage)
             all_pieces += pieces
-        body = reply.whole(all_pieces, generation.usage)
+        body = reply.whole(all_pieces, generation.timed_usage)
         await self._start(send, {"content-type": "application/json", "content-length": str(len(body))})
         await send({"type": "http.response.body", "body": body})
 

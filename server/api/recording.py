@@ -32,9 +32,9 @@ class _RecordedReply:
         self.closing = job.reply.closing
         self.failure = job.reply.failure
 
-    def event(self, piece: Piece) -> bytes:
+    def event(self, piece: Piece, usage: Usage) -> bytes:
         self._pieces.append(piece)
-        return self._reply.event(piece)
+        return self._reply.event(piece, usage)
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         self._pieces = pieces

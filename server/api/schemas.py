@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 
 from model.batch import Sampling
 from server.api.refusals import STRING, STRINGS, custom
+from server.api.sse import Wishes
 from server.errors import BadRequest, shown
 
 MAX_CHOICES = 64  # of one request, over all its prompts
@@ -41,6 +42,13 @@ Unsupported = Annotated[
 def unset(means: JsonValue) -> Any:
     """The default of a field that may be null, which counts as absent and means the same as `means`."""
     return Field(default=None, json_schema_extra={"default": means})
+
+
+def _check_truncation(tokens: int) -> int:
+    if tokens == 0:
+        message = "Invalid 'truncate_prompt_tokens': expected -1 or a value >= 1, but got 0 instead."
+        raise custom("invalid_value", message)
+    return tokens
 
 
 def _check_biases(biases: dict[str, float]) -> dict[str, float]:
@@ -79,6 +87,8 @@ class StreamOptions(Strict):
 
     include_usage: bool = False
     """Send the usage in one more event before the end."""
+    continuous_usage_stats: bool = False
+    """Tell the usage so far in every event."""
     include_obfuscation: bool | None = None
 
 
@@ -121,6 +131,12 @@ class GenerationBody(Strict):
     """Go on where the model would end."""
     return_token_ids: bool | None = unset(False)
     """Add `token_ids` to each choice."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT64_MAX), AfterValidator(_check_truncation)] | None = None
+    """Keep so many tokens from the end of each prompt; -1 keeps those that leave room for `max_tokens`."""
+    priority: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = unset(0)
+    """Of those that wait, the lowest starts first; of those that run, the highest gives way first. No token changes."""
+    return_timings: bool | None = unset(False)
+    """Add `timings`: how long the request waited, its prompt took and its answer took."""
     stream: bool | None = unset(False)
     """Send the answer as server-sent events while it comes about."""
     stream_options: StreamOptions | None = None
@@ -159,12 +175,24 @@ class GenerationBody(Strict):
         return self.n or 1
 
     @property
-    def wants_usage_event(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+    def wishes(self) -> Wishes:
+        options = self.stream_options or StreamOptions()
+        return Wishes(
+            usage=options.include_usage,
+            usage_always=options.continuous_usage_stats,
+            timings=bool(self.return_timings),
+        )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def truncated(self, prompt: list[int], longest: int) -> list[int]:
+        """What the request lets be kept of a prompt; `longest` is what prompt and answer may come to together."""
+        kept = self.truncate_prompt_tokens
+        if kept is None:
+            return prompt
+        return prompt[-max(longest - (self.output_limit or 1) if kept == -1 else kept, 1) :]
 
     def check_vocabulary(self, size: int) -> None:
         """Raises BadRequest for ids that the model does not have."""

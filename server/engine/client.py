@@ -245,7 +245,6 @@ class EngineClient:
             entry = self._journal.record(delta)
             if entry is None:
                 continue  # cancelled while this was on its way
-            entry.stream.life.first_token = entry.stream.life.first_token or time.monotonic()
             entry.stream.put(delta)
             if delta.finish is not None:
                 self._end(entry)

@@ -37,6 +37,7 @@ class Entry:
             max_tokens=order.max_tokens,
             ending_ids=order.ending_ids,
             sampling=order.sampling,
+            priority=order.priority,
             output=self.output,
             cached_tokens=self.cached_tokens,
             adapter=order.adapter,

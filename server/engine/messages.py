@@ -27,6 +27,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     cached_tokens: int | None = None  # what was reported with them
     adapter: str | None = None  # the digest of one that was loaded
     salt: str = ""  # sequences of another one share no KV block with it
+    priority: int = 0  # the lowest starts first; of equals, the first to come
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -1,6 +1,7 @@
 """Who computes how many tokens in the next step, and what the step's result means for each of them."""
 
 import math
+from bisect import insort_left, insort_right
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -25,22 +26,28 @@ class Limits:
         return min(self.max_sequences, self.step_tokens)
 
 
-class Scheduler:
-    """Lets `computed` catch up with `tokens`, first come, first served.
+def _priority(sequence: Sequence) -> int:
+    return sequence.priority
 
-    `running` followed by `waiting` is the order of arrival, always: the head of the queue is the only one to start,
-    and the youngest running sequence is the only one to lose its blocks. Three things follow.
-    Decodes never starve: a sequence starts only with budget that older ones left over, so only the youngest running
-    one can have more than one token pending, and it is served last.
-    Nothing livelocks: the oldest sequence is never preempted and advances in every step.
+
+class Scheduler:
+    """Lets `computed` catch up with `tokens`: the most urgent first, and of equals the first to come.
+
+    Within a priority, `running` followed by `waiting` is the order of arrival, always: the head of the queue is the
+    only one to start, and the youngest of the least urgent running sequences the only one to lose its blocks. Three
+    things follow.
+    Decodes never starve: a sequence starts only with budget that those before it left over, so only the last to have
+    started can have more than one token pending, and it is served last.
+    Nothing livelocks: the most urgent running sequence is never preempted and advances in every step. A sequence
+    waits for ever only where more urgent ones keep coming: nobody is stopped for them, and nobody ages.
     Waiting for another's block ends: see `_start`.
     """
 
     def __init__(self, limits: Limits, pool: BlockPool) -> None:
         self.limits = limits
         self.pool = pool
-        self.running: list[Sequence] = []  # oldest first
-        self.waiting: deque[Sequence] = deque()  # oldest first, and all younger than the running ones
+        self.running: list[Sequence] = []  # in the order in which they have started
+        self.waiting: deque[Sequence] = deque()  # most urgent first, then oldest first
         self.started: list[int] = []  # ids that the last `schedule` put into a step for the first time
         self.preemptions = 0
         self.prefix_queries = 0
@@ -59,7 +66,7 @@ class Scheduler:
         assert sequence.max_tokens > 0, "there is nothing to choose"
         assert self.pool.span(sequence.reach) <= self.pool.total, "it can never fit"
         self._live[sequence.id] = sequence
-        self.waiting.append(sequence)
+        insort_right(self.waiting, sequence, key=_priority)
 
     def cancel(self, id: int) -> None:
         """Forgets a sequence, at the end of the step if one is under way; ignores ids that are not live."""
@@ -116,8 +123,10 @@ class Scheduler:
 
     def check(self) -> str | None:
         """The first broken invariant of scheduler and pool, in words; None if all hold."""
-        if [*self._live.values()] != [*self.running, *self.waiting]:
-            return "the sequences running and waiting are not the live ones in order of arrival"
+        if sorted(self._live.values(), key=_priority) != sorted([*self.running, *self.waiting], key=_priority):
+            return "within a priority, the sequences running and waiting are not the live ones in order of arrival"
+        if [*self.waiting] != sorted(self.waiting, key=_priority):
+            return "a more urgent sequence waits behind a less urgent one"
         if len(self.running) > self.limits.max_running:
             return f"{len(self.running)} sequences run, which is more than {self.limits.max_running}"
         for sequence in self.waiting:
@@ -133,23 +142,27 @@ class Scheduler:
         return self.pool.check(self.running)  # the waiting ones hold nothing, as just seen
 
     def _secure_blocks(self) -> None:
-        """Every running sequence gets the blocks it needs, the youngest giving up theirs while there are too few."""
+        """Every running sequence gets the blocks it needs, the most urgent first.
+
+        While there are too few, the youngest of the least urgent give up theirs.
+        """
+        ranked = sorted(self.running, key=_priority)
         secured = 0
-        while secured < len(self.running):
-            if self.pool.extend(self.running[secured]):
+        while secured < len(ranked):
+            if self.pool.extend(ranked[secured]):
                 secured += 1
             else:
-                self._preempt()
+                self._preempt(ranked.pop())
 
-    def _preempt(self) -> None:
-        """Sends the youngest running sequence back to the head of the queue, to be computed again from there."""
-        sequence = self.running.pop()
+    def _preempt(self, sequence: Sequence) -> None:
+        """Sends a running sequence back to the queue, before its equals, to be computed again from there."""
+        self.running.remove(sequence)
         self.pool.release(sequence)
-        self.waiting.appendleft(sequence)
+        insort_left(self.waiting, sequence, key=_priority)
         self.preemptions += 1
 
     def _fill(self) -> list[Chunk]:
-        """A chunk for every running sequence, oldest first; more start while they leave budget."""
+        """A chunk for every running sequence, in the order of their starts; more start while they leave budget."""
         chunks: list[Chunk] = []
         budget = self.limits.step_tokens
         promised: set[Key | None] = set()
@@ -175,8 +188,8 @@ class Scheduler:
         """Moves the head of the queue to `running`, if there is room for all its tokens and for the others to grow.
 
         It waits as well while the block it could use next is promised by this very step: one step later it finds it
-        in the cache instead of computing it twice. This ends: only running sequences make promises, none joins them
-        meanwhile, and each such step brings them closer to their ends.
+        in the cache instead of computing it twice. This ends: only running sequences make promises, none but more
+        urgent ones join them meanwhile, and each such step brings them closer to their ends.
         """
         if not self.waiting or len(self.running) == self.limits.max_running:
             return False

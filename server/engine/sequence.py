@@ -26,6 +26,7 @@ class Sequence:
     sampling: Sampling
     adapter: str | None = None  # a digest
     salt: str = ""
+    priority: int = 0  # the lowest starts first, and keeps its blocks longest
     computed: int = 0
     blocks: list[int] = field(default_factory=list)  # blocks[p // block_size] is the KV block of position p
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
@@ -48,6 +49,7 @@ class Sequence:
             adapter=order.adapter,
             salt=order.salt,
             cached_tokens=order.cached_tokens,
+            priority=order.priority,
         )
 
     @property

@@ -20,6 +20,7 @@ class Order:
     sampling: Sampling
     adapter: str | None = None  # a digest
     salt: str = ""
+    priority: int = 0  # the lowest starts first
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Life:
     submitted: float
     started: float | None = None
     first_token: float | None = None
+    last_token: float | None = None  # so far
 
     def stages(self) -> Stages:
         now = time.monotonic()
@@ -65,6 +67,9 @@ class TokenStream:
         self._arrival = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
+        if delta.tokens:
+            self.life.last_token = time.monotonic()
+            self.life.first_token = self.life.first_token or self.life.last_token
         self._deltas.append(delta)
         self._is_over = delta.finish is not None
         self._arrival.set()

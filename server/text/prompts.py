@@ -4,6 +4,7 @@ import asyncio
 
 from server.errors import BadRequest
 from server.text.chat_template import ChatTemplate
+from server.text.infill import Infill, infill_prompt
 from server.text.quoting import Quoting
 from server.text.tokenizer import Tokenizer
 
@@ -25,6 +26,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._infill = Infill.of(tokenizer.added_tokens)
         self._quoting = Quoting(tokenizer.definition, tokenizer.added_tokens) if template is not None else None
 
     async def chat(self, messages: list[dict[str, object]]) -> list[int]:
@@ -44,11 +46,14 @@ class Prompts:
             raise BadRequest("The messages come to no tokens at all.", param="messages", code="invalid_value")
         return self._checked(ids, "messages")
 
-    async def text(self, prompt: str) -> list[int]:
+    async def text(self, prompt: str, suffix: str | None = None) -> list[int]:
         """A text to continue; special tokens may be written in it, and BOS is put before it where the model has that.
 
-        A text that begins with BOS already, such as a rendered chat, gets no second one.
+        A text that begins with BOS already, such as a rendered chat, gets no second one. With `suffix`, the text to
+        come stands between the two.
         """
+        if suffix is not None:
+            prompt = infill_prompt(self._infill, prompt, suffix)
         try:
             prompt.encode()
         except UnicodeEncodeError as error:

@@ -114,6 +114,8 @@ class FakeEngine:
         if self.is_full:
             raise Overloaded("The queue is full.", retry_after_s=2.5)
         streams = [TokenStream(len(self.streams) + place, self._cancel) for place in range(len(orders))]
+        for stream in streams:
+            stream.life.started = time.monotonic()
         self.orders += orders
         self.streams += streams
         if not self.is_held:

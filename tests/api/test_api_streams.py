@@ -52,6 +52,35 @@ def test_usage_comes_last_and_is_null_before(stream, path, body):
     assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + last["usage"]["completion_tokens"]
 
 
+@pytest.mark.parametrize("include_usage", [True, False])
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi"})])
+def test_usage_can_be_told_with_every_event(stream, path, body, include_usage):
+    options = {"include_usage": include_usage, "continuous_usage_stats": True}
+    chunks = stream(path, **body, n=2, stream_options=options)
+    usages = [chunk["usage"] for chunk in chunks if chunk["usage"]]
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (2, 2 * len("Hello, world!") + 2)
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    assert all(chunk["usage"] for chunk in chunks if any(choice.get("text") for choice in chunk["choices"]))
+    assert (chunks[-1]["choices"] == []) == include_usage
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi"})])
+def test_timings_are_told_where_they_are_asked_for(served, stream, path, body):
+    whole = served.http.post(path, json={**body, "return_timings": True}).json()
+    *chunks, last = stream(path, **body, return_timings=True)
+    for told in (whole, last):
+        timings, tokens = told["timings"], len("Hello, world!") + 1
+        assert timings["predicted_n"] == tokens
+        assert timings["prompt_n"] + timings["cache_n"] == whole["usage"]["prompt_tokens"]
+        assert timings["predicted_per_second"] == pytest.approx((tokens - 1) / timings["predicted_ms"] * 1000, rel=0.05)
+        assert min(timings["queue_ms"], timings["prompt_ms"], timings["predicted_ms"]) >= 0
+    assert (last["choices"], last["usage"]) == ([], None)
+    assert not any("timings" in chunk for chunk in chunks)
+    assert "timings" not in served.http.post(path, json=body).json()
+
+
 @pytest.mark.parametrize("fields", [{"prompt": ["Hi", "you"]}, {"prompt": [[1, 2], [3]], "logprobs": 2}])
 def test_a_stream_of_completions_adds_up_to_the_whole(served, stream, fields):
     whole = served.http.post("/v1/completions", json={**fields, "n": 2}).json()

@@ -19,10 +19,17 @@ def scheduler(
     return Scheduler(Limits(sequences, budget, context_rate=context_rate), BlockPool(blocks, SIZE, prefix_cache))
 
 
-def add(to: Scheduler, id: int, prompt: list[int] | int, max_tokens: int = 10) -> Sequence:
+def add(to: Scheduler, id: int, prompt: list[int] | int, max_tokens: int = 10, priority: int = 0) -> Sequence:
     """Queues a prompt, or one of so many tokens that no other id's prompt shares."""
     tokens = [1000 * id + position for position in range(prompt)] if isinstance(prompt, int) else prompt
-    order = Submit(id=id, prompt=tokens, max_tokens=max_tokens, ending_ids=[END], sampling=Sampling(seed=id))
+    order = Submit(
+        id=id,
+        prompt=tokens,
+        max_tokens=max_tokens,
+        ending_ids=[END],
+        sampling=Sampling(seed=id),
+        priority=priority,
+    )
     to.add(Sequence.of(order))
     return to._live[id]
 

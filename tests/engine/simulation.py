@@ -133,8 +133,8 @@ class Watched(Scheduler):
 
     watch: Callable[[str], None]
 
-    def _preempt(self) -> None:
-        super()._preempt()
+    def _preempt(self, sequence: Sequence) -> None:
+        super()._preempt(sequence)
         self.watch("preempt")
 
     def _leave(self, sequence: Sequence) -> None:
@@ -170,7 +170,9 @@ class World:
         self.outputs: dict[int, list[int]] = {}
         self.cached: dict[int, int] = {}
         self.deadlines: dict[int, int] = {}
-        self.last_started = -1
+        self.last_started: dict[int, int] = {}  # by priority
+        self.urgency = Random(seed)
+        self.priorities = (-1, 0, 7) if seed % 2 else (0,)
         self.texts = [self.text(24) for _ in range(4)]  # prompts share beginnings of these
 
     @property
@@ -185,8 +187,10 @@ class World:
         scheduler = self.scheduler
         violation = scheduler.check()
         require(violation is None, str(violation))
-        ids = [sequence.id for sequence in chain(scheduler.running, scheduler.waiting)]
-        require(ids == sorted(ids), f"{ids} are not in order of arrival")
+        for priority in self.priorities:
+            live = chain(scheduler.running, scheduler.waiting)
+            ids = [sequence.id for sequence in live if sequence.priority == priority]
+            require(ids == sorted(ids), f"{ids} are not in order of arrival")
 
     def run(self, operations: int) -> None:
         try:
@@ -224,6 +228,7 @@ class World:
             max_tokens=random.randint(1, min(room - len(prompt), 24)),
             ending_ids=random.sample(range(5 * VOCABULARY), k=random.randint(0, 2)),
             sampling=random.choice(SEEDS),
+            priority=self.urgency.choice(self.priorities),
         )
         self.orders[order.id] = order
         self.outputs[order.id] = []
@@ -232,11 +237,23 @@ class World:
         # One step more is lost where drafts failed.
         patience = sum(len(live.prompt) + live.max_tokens + 1 for live in self.orders.values())
         self.deadlines[order.id] = self.counts["step"] + patience
+        if len(self.priorities) > 1:
+            self.be_patient(order, patience)
         sequence = Sequence.of(order)
         if random.random() < 0.8:
             sequence.drafter = Guesser(sequence, self.foreseen[order.id], random)
         self.scheduler.add(sequence)
         self.count("submit")
+
+    def be_patient(self, order: Submit, patience: int) -> None:
+        """Who is less urgent than a newcomer begins to wait anew; and the newcomer waits for those who run.
+
+        Whoever is the most urgent runs to its end within its own work, or waits while others run to theirs; what is
+        computed of those meanwhile may be lost to a preemption, once.
+        """
+        for id, live in self.orders.items():
+            if live.priority > order.priority or id == order.id:
+                self.deadlines[id] = self.counts["step"] + 2 * patience
 
     def cancel(self) -> None:
         if not self.orders:
@@ -249,6 +266,7 @@ class World:
         self.count("cancel")
 
     def step(self) -> None:
+        undisturbed = [s.id for s in sorted(self.scheduler.running, key=lambda s: s.priority)[:1]]
         batch = self.scheduler.schedule()
         if batch is None:
             require(not self.orders, "nothing is to do, yet sequences are live")
@@ -262,10 +280,14 @@ class World:
             if chunk.drafts and self.random.random() < 0.05:  # somebody else says what here is only guessed
                 self.texts[self.random.randrange(4)] = [*chunk.tokens, *chunk.drafts]
         for id in self.scheduler.started:
-            require(id > self.last_started, "a later arrival started first")
-            self.last_started = id
-        moving = [sequence.id for sequence in self.scheduler.running]
-        require(moving[:1] == [*self.orders][:1], "the oldest does not move")
+            priority = self.orders[id].priority
+            require(id > self.last_started.get(priority, -1), "a later arrival started first")
+            is_first = all(waiting.priority >= priority for waiting in self.scheduler.waiting)
+            require(is_first, "a less urgent one started first")
+            self.last_started[priority] = id
+        moving = {sequence.id for sequence in self.scheduler.running}
+        require(moving.issuperset(undisturbed), "the most urgent that ran does not move")
+        require(len(self.priorities) > 1 or next(iter(self.orders)) in moving, "the oldest does not move")
         result = self.model.run(batch)
         if self.random.random() < 0.02:
             self.cancel()

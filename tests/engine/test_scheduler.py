@@ -197,6 +197,49 @@ def test_the_oldest_is_never_preempted_and_moves_in_every_step() -> None:
     assert squeezed.preemptions
 
 
+def test_of_those_that_wait_the_most_urgent_starts_first_and_of_equals_the_first_to_come() -> None:
+    single = scheduler(sequences=1)
+    for id, priority in enumerate([0, 5, -3, 0, 5, -3]):
+        add(single, id, 2, max_tokens=2, priority=priority)
+    started: list[int] = []
+    while step(single):
+        started += single.started
+    assert started == [2, 5, 0, 3, 1, 4]
+
+
+def test_nobody_is_stopped_for_a_more_urgent_newcomer_that_finds_no_room() -> None:
+    single = scheduler(sequences=1)
+    add(single, 1, 2, max_tokens=3, priority=9)
+    step(single)
+    add(single, 2, 2, max_tokens=3, priority=-9)
+    assert [list(step(single)) for _ in range(3)] == [[1], [1], [2]]
+
+
+def test_where_blocks_run_out_the_youngest_of_the_least_urgent_gives_way() -> None:
+    squeezed = scheduler(blocks=9)
+    for id, priority in enumerate([5, 5, 0, 0]):
+        add(squeezed, id, 3, max_tokens=12, priority=priority)
+    stays: list[list[int]] = []
+    while planned := step(squeezed):
+        if not stays or stays[-1] != sorted(planned):
+            stays.append(sorted(planned))
+    assert stays == [[0, 1, 2, 3], [0, 2, 3], [2, 3], [0, 1], [1]]
+
+
+def test_priorities_change_no_token() -> None:
+    outputs: list[dict[int, list[int]]] = []
+    for priorities in ([0, 0, 0, 0], [3, 2, 1, 0], [0, 1, 2, 3]):
+        squeezed = scheduler(blocks=6)
+        for id, priority in enumerate(priorities):
+            add(squeezed, id, 6, max_tokens=10, priority=priority)
+        told: dict[int, list[int]] = {id: [] for id in range(4)}
+        for delta in finish_all(squeezed):
+            told[delta.id] += delta.tokens
+        outputs.append(told)
+        assert squeezed.preemptions
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
 def test_a_start_leaves_every_running_sequence_a_block_to_grow() -> None:
     squeezed = scheduler(blocks=4)
     add(squeezed, 1, 8, max_tokens=2)

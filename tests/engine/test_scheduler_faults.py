@@ -89,10 +89,29 @@ class CommitsFailedRows(Watched):
 
 
 class PreemptsTheOldest(Watched):
-    def _preempt(self) -> None:
+    def _secure_blocks(self) -> None:
         self.running.reverse()
-        super()._preempt()
+        super()._secure_blocks()
         self.running.reverse()
+
+
+class PreemptsTheMostUrgent(Watched):
+    def _secure_blocks(self) -> None:
+        self._turn_over()
+        super()._secure_blocks()
+        self._turn_over()
+
+    def _turn_over(self) -> None:
+        for sequence in self._live.values():
+            sequence.priority = -sequence.priority
+        self.waiting.reverse()
+
+
+class KnowsNoPriority(Watched):
+    def add(self, sequence: Sequence) -> None:
+        super().add(sequence)
+        self.waiting.remove(sequence)
+        self.waiting.append(sequence)
 
 
 class ServesTheLastFirst(Watched):
@@ -190,9 +209,11 @@ FAULTS = [
     (Watched, IgnoresWhatStandsBefore, "output is wrong"),
     (Watched, KeepsEvictedContent, "contents are listed"),
     (Watched, ReissuesContentIds, "output is wrong"),
-    (CommitsFailedRows, NeverForgets, "output is wrong"),
+    (CommitsFailedRows, NeverForgets, "output is wrong|nothing to compute"),
     (PreemptsTheOldest, BlockPool, "order of arrival"),
-    (ServesTheLastFirst, BlockPool, "order of arrival"),
+    (PreemptsTheMostUrgent, BlockPool, "does not move|order of arrival|waits behind"),
+    (KnowsNoPriority, BlockPool, "waits behind"),
+    (ServesTheLastFirst, BlockPool, "order of arrival|waits behind"),
     (Watched, AsksTooMuch, "does not move"),
     (NeverStopsInTime, BlockPool, "output is wrong"),
     (CommitsRejectedDrafts, BlockPool, "blocks committed, but"),
@@ -205,7 +226,7 @@ FAULTS = [
 ]
 BEHAVIOUR = (
     "output is wrong|never computed|computed twice|released twice|order of arrival|does not move"
-    "|draft that was rejected|beyond what|big step|what is chosen is not known"
+    "|started first|draft that was rejected|beyond what|big step|what is chosen is not known"
 )
 
 

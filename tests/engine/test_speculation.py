@@ -165,6 +165,6 @@ def test_a_preempted_sequence_goes_on_with_what_was_accepted() -> None:
     decoding(squeezed)
     (chunk,) = chunks(squeezed)
     answer(squeezed, [*chunk.drafts, 9])
-    squeezed._preempt()
+    squeezed._preempt(squeezed.running[-1])
     (chunk,) = chunks(squeezed)
     assert chunk.stop == len(chunk.tokens) == 9 + 1 + squeezed.drafts_accepted + 1

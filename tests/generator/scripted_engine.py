@@ -1,10 +1,11 @@
 """An engine whose every word the test chooses, at the seam of EngineClient, and how tests read what comes of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from server.engine.messages import Delta, FinishReason
-from server.engine.streams import Order
+from server.engine.streams import Life, Order
 from server.errors import HeadraceError, Overloaded
 from server.generator import Generation, GenerationRequest, Piece
 
@@ -17,6 +18,7 @@ class Stream:
 
     def __init__(self, id: int) -> None:
         self.id = id
+        self.life = Life(time.monotonic())
         self.cancels = 0
         self._is_over = False
         self._inbox: asyncio.Queue[Delta | HeadraceError] = asyncio.Queue()

@@ -35,7 +35,7 @@ class MessagesReply:
     def opening(self) -> bytes:
         return typed_event({"type": "message_start", "message": self._message}) + typed_event({"type": "ping"})
 
-    def event(self, piece: Piece) -> bytes:
+    def event(self, piece: Piece, usage: Usage) -> bytes:
         return b"".join(map(typed_event, self._hear(piece)))
 
     def closing(self, usage: Usage) -> bytes:

@@ -27,7 +27,7 @@ class ResponsesReply:
         response = self._response("in_progress")
         return self._told({"type": f"response.{kind}", "response": response} for kind in ("created", "in_progress"))
 
-    def event(self, piece: Piece) -> bytes:
+    def event(self, piece: Piece, usage: Usage) -> bytes:
         return self._told(self._hear(piece))
 
     def closing(self, usage: Usage) -> bytes:
