@@ -2,17 +2,16 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from server.api import chat, chat_body, completions, health, models, streams, tokenize
+from server.api import about, chat, chat_body, completions, docs, health, models, streams, tokenize
 from server.api.messages import route as messages
 from server.api.messages.body import CountBody, MessagesBody
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
+from server.api.openapi import describe
 from server.api.responses import route as responses
 from server.api.responses.body import ResponsesBody
 from server.api.schemas import Strict
@@ -63,18 +62,18 @@ def create_app(
         version=VERSION,
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would answer before the key is asked for, and drop the body
-        docs_url=None,  # the pages would load scripts from elsewhere; /openapi.json stays, behind the key
+        docs_url=None,  # FastAPI's pages would load scripts from elsewhere
         redoc_url=None,
         exception_handlers={HTTPException: _rename},
     )
     app.state.service = service
-    for resource in (completions, chat, responses, messages, streams, models, tokenize, health):
+    for resource in (chat, completions, responses, messages, streams, models, tokenize, about, docs, health):
         app.include_router(resource.router)
-    open_paths = HEALTH_PATHS | {"/metrics"} if options.open_metrics else HEALTH_PATHS
+    open_paths = HEALTH_PATHS | {docs.PATH} | ({"/metrics"} if options.open_metrics else set())
     app.add_middleware(Gate, keys=Keys(options.api_keys, options.api_key_file, options.quota), open_paths=open_paths)
     app.add_middleware(Errors, metrics=metrics)
     app.add_middleware(RequestIds)  # the last added stands outermost
-    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, BODIES, open_paths)  # type: ignore[method-assign]
     return app
 
 
@@ -87,18 +86,3 @@ async def _rename(request: Request, error: Exception) -> NoReturn:
     if error.status_code == 405:
         raise MethodNotAllowed(request.method, (error.headers or {}).get("Allow", ""))
     raise BadRequest("The request could not be understood.")
-
-
-def _describe(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI with the bodies, which the routes read themselves and FastAPI therefore does not see."""
-    if app.openapi_schema is None:
-        reference = "#/components/schemas/{model}"
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        inputs: list[tuple[type[Strict], Literal["validation"]]] = [(body, "validation") for body in BODIES.values()]
-        _, definitions = models_json_schema(inputs, ref_template=reference)
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        for path, body in BODIES.items():
-            content = {"application/json": {"schema": {"$ref": reference.format(model=body.__name__)}}}
-            schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
-        app.openapi_schema = schema
-    return app.openapi_schema

@@ -44,6 +44,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = unset(0)
     """How many of the likeliest alternatives to tell beside each token; only with `logprobs`."""
     response_format: ResponseFormat | None = None
+    """What form the answer has."""
     tools: Unsupported = None
     tool_choice: Unsupported = None
     functions: Unsupported = None

@@ -78,7 +78,7 @@ class Strict(BaseModel):
         reference = handler(core)
         properties = handler.resolve_ref_schema(reference)["properties"]
         for name in cls.no_effect:
-            properties[name]["description"] = "Accepted, without effect."
+            properties[name] |= {"description": "Accepted, without effect.", "x-effect": "none"}
         return reference
 
 
@@ -142,12 +142,8 @@ class GenerationBody(Strict):
     stream_options: StreamOptions | None = None
     """Only where `stream` is true."""
     user: str | None = None
-    cache_salt: (
-        Annotated[
-            str, Field(min_length=1, max_length=256, description="The prefix cache is shared with equal ones only.")
-        ]
-        | None
-    ) = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Of the prefix cache, only what requests with the same salt have left is used."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -40,15 +40,19 @@ def test_these_are_all_the_routes_and_what_each_needs(served, locked):
         return {401: "key", 200: "nothing"}[locked.http.request(method, path).status_code]
 
     assert [(method, path, need(method, path)) for method, path in routes(served)] == [
+        ("GET", "/docs", "nothing"),
         ("GET", "/health", "nothing"),
         ("GET", "/health/live", "nothing"),
         ("GET", "/health/ready", "nothing"),
         ("GET", "/health/startup", "nothing"),
         ("GET", "/metrics", "key"),
         ("GET", "/openapi.json", "key"),
+        ("GET", "/tokenizer_info", "key"),
+        ("GET", "/v1/capabilities", "key"),
         ("GET", "/v1/models", "key"),
         ("GET", "/v1/models/{model_id:path}", "key"),
         ("GET", "/v1/streams/{id}", "key"),
+        ("GET", "/version", "key"),
         ("HEAD", "/openapi.json", "key"),
         ("POST", "/detokenize", "key"),
         ("POST", "/tokenize", "key"),
@@ -60,7 +64,7 @@ def test_these_are_all_the_routes_and_what_each_needs(served, locked):
     ]
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/docs", "/v1", "/", "/health/", "/healthx", "/metrics/x"])
+@pytest.mark.parametrize("path", ["/nowhere", "/docs/", "/redoc", "/v1", "/", "/health/", "/healthx", "/metrics/x"])
 def test_what_is_no_route_asks_for_a_key_as_well(locked, path):
     assert locked.http.get(path).status_code == 401
 
@@ -136,7 +140,7 @@ def test_metrics_can_be_opened_to_everybody(serve):
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/v1/models/", "//v1/models", "/v1%2fmodels", "/docs", "/v1/completions/"]
+    "path", ["/nowhere", "/v1/models/", "//v1/models", "/v1%2fmodels", "/docs/", "/v1/completions/"]
 )
 def test_an_unknown_path_is_404_and_never_a_redirect(served, path):
     answer = raw(served, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

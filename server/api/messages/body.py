@@ -21,7 +21,7 @@ class Cached(Strict):
     cache_control: dict[str, JsonValue] | None = None
 
 
-class Text(Cached):
+class TextBlock(Cached):
     no_effect = Cached.no_effect | {"citations"}
 
     type: Literal["text"]
@@ -30,9 +30,9 @@ class Text(Cached):
     citations: list[JsonValue] | None = None
 
 
-Texts = Annotated[list[Text], Field(min_length=1, max_length=256, fail_fast=True)]
+Texts = Annotated[list[TextBlock], Field(min_length=1, max_length=256, fail_fast=True)]
 Block = Annotated[
-    Annotated[Text, Tag("~text")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
+    Annotated[TextBlock, Tag("~text")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
     Discriminator(by_type({"text"}, "text")),
 ]
 Blocks = Annotated[list[Block], Field(min_length=1, max_length=256, fail_fast=True)]

@@ -13,7 +13,7 @@ from server.api.schemas import INT64_MAX, StreamOptions, Strict, Unsupported, un
 from server.api.variants import Other, by_type
 
 
-class Text(Strict):
+class InputText(Strict):
     """Text that was said to the model, or, as `output_text`, by it."""
 
     no_effect = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
@@ -27,7 +27,7 @@ class Text(Strict):
     prompt_cache_breakpoint: JsonValue = None
 
 
-Texts = Annotated[list[Text], Field(min_length=1, max_length=256, fail_fast=True)]
+Texts = Annotated[list[InputText], Field(min_length=1, max_length=256, fail_fast=True)]
 Content = Annotated[str, Tag(STRING)] | Annotated[Texts, Tag(LISTS)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -121,6 +121,7 @@ class ResponsesBody(Strict):
 
     no_effect = frozenset(
         {
+            "parallel_tool_calls",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -143,7 +144,7 @@ class ResponsesBody(Strict):
     """0 takes the likeliest token every time; 1 draws by the model's own probabilities."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = unset(1.0)
     """Draw among the fewest of the likeliest tokens that together have this probability."""
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = unset(0)
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Tell each token's log probability, and so many of the likeliest alternatives."""
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     """`message.output_text.logprobs` tells each token's log probability. Reasoning is never encrypted."""
@@ -211,6 +212,6 @@ class ResponsesBody(Strict):
             yield Message(role=item.role, content=_plain(item.content))
 
 
-def _plain(content: str | list[Text]) -> str:
+def _plain(content: str | list[InputText]) -> str:
     """Parts are joined by line breaks, as those of chat messages are."""
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
