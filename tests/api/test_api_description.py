@@ -135,7 +135,7 @@ def test_what_is_told_to_be_the_default_changes_nothing(own_server, parameters, 
 @pytest.mark.parametrize("path", GENERATING)
 def test_what_is_told_to_be_refused_or_without_effect_is(served, parameters, path):
     effects = {parameter["effect"] for parameter in parameters[path].values()}
-    assert effects == {"full", "none", "refused"}
+    assert {"full", "none"} <= effects <= {"full", "none", "refused"}
     for name, parameter in parameters[path].items():
         if parameter["effect"] == "refused":
             answer = served.http.post(path, json=LEAST[path] | {name: True})
