@@ -1,6 +1,7 @@
 """What crosses between scheduling and computing: plain data, and the only file that both sides know."""
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 GREEDY = 0.0
 
@@ -29,6 +30,28 @@ class Sampling:
     top_logprobs: int | None = None  # alternatives to report beside the chosen token's logprob; None reports neither
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a prompt's own rows tell: the log probability of the token after each, or one vector for all of them.
+
+    Rows are read in their order, each once. It is carried from step to step: see `after`.
+    """
+
+    start: int = 0  # the first row that is still to be read; those before may come from a cache
+    top_logprobs: int | None = None  # alternatives beside each token's logprob; None for the vector
+    dimensions: int | None = None  # of the vector, which is the mean of the rows, cut off and brought to length 1
+    total: bytes = b""  # the sum of the rows read so far, for the vector
+
+    def stop(self, prompt_length: int) -> int:
+        """The row after the last that is read. What follows the prompt's last row is no part of the prompt."""
+        return prompt_length if self.top_logprobs is None else prompt_length - 1
+
+    def after(self, rows: int, prompt_length: int, total: bytes = b"") -> Self | None:
+        """What is left to read when so many rows have been; None if nothing is."""
+        start = self.start + rows
+        return replace(self, start=start, total=total) if start < self.stop(prompt_length) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The part `tokens[start:stop]` of one sequence, and the `drafts` after it, to be computed in this step.
@@ -48,6 +71,7 @@ class Chunk:
     sampling: Sampling | None
     drafts: tuple[int, ...] = ()  # empty without `sampling`; `blocks` has room for them
     adapter: str | None = None  # the digest of the one it is computed with
+    reading: Reading | None = None  # starts at or after `start`
 
     @property
     def end(self) -> int:
@@ -56,6 +80,13 @@ class Chunk:
 
     def __len__(self) -> int:
         return self.end - self.start
+
+    @property
+    def read_rows(self) -> range:
+        """Positions of the rows that this step reads."""
+        if self.reading is None:
+            return range(0)
+        return range(self.reading.start, min(self.stop, self.reading.stop(self.prompt_length)))
 
     def knowing(self, accepted: int) -> "Chunk":
         """The chunk that would have been, had so many of the drafts been known."""
@@ -79,6 +110,10 @@ class Logprobs:
     chosen: float
     top: list[tuple[int, float]]  # (token, logprob), likeliest first; the chosen one's entry is bit-equal to `chosen`
 
+    def cut(self, top: int) -> Self:
+        """With no more than so many alternatives."""
+        return self if len(self.top) <= top else replace(self, top=self.top[:top])
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -86,6 +121,17 @@ class Sample:
 
     token: int
     logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a step has read of one prompt."""
+
+    rows: int  # so many, from where the chunk's `reading` started
+    logprobs: list[Logprobs] = field(default_factory=list)  # of the tokens after these rows
+    ranks: list[int] = field(default_factory=list)  # of the same tokens; 1 is the likeliest
+    total: bytes = b""  # for the next step's `reading`
+    vector: bytes = b""  # fp32, little-endian; with the last row
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +142,4 @@ class StepResult:
     """
 
     samples: list[list[Sample] | str]
+    findings: dict[int, Finding] = field(default_factory=dict)  # by the chunk's place, where rows were read

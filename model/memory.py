@@ -7,6 +7,7 @@ import torch
 
 from model.config import ModelConfig
 from model.kv_cache import BLOCK_SIZE, block_bytes
+from model.reading import ROWS_AT_ONCE
 
 GIB = 1024**3
 
@@ -85,7 +86,7 @@ def step_bytes(config: ModelConfig, limits: StepLimits) -> int:
     hidden = config.hidden_dim if config.experts is None else config.experts.hidden_dim * config.experts.per_token
     rows = limits.step_tokens * (4 * config.dim + 2 * heads * config.head_dim + 4 * hidden)
     scores = 3 * config.num_heads * limits.step_tokens * limits.context_length
-    logits = 3 * min(limits.max_sequences, limits.step_tokens) * config.vocab_size
+    logits = 3 * min(max(limits.max_sequences, ROWS_AT_ONCE), limits.step_tokens) * config.vocab_size
     return 4 * (rows + scores + logits)
 
 

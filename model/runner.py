@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from model.adapters import Adapter
-from model.batch import Batch, Chunk, Sampling, StepResult
+from model.batch import Batch, Chunk, Finding, Sample, Sampling, StepResult
 from model.inputs import Inputs, pack
 from model.kernels.reference import Forward, Span
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import Adapted
+from model.reading import read
 from model.sampling import choose_run
 from model.transformer import Transformer
 
@@ -35,11 +36,22 @@ class Runner:
         """Computes every chunk and chooses tokens for those that want them."""
         inputs = pack(batch, self.transformer.kernels.device)
         hidden = self._hidden(inputs)
+        told = self._read(batch, inputs, hidden)
         logits = self.transformer.logits(hidden[inputs.sampled_rows])
         best = iter(self.transformer.kernels.argmax(logits).tolist())
         counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
         rows = zip(logits.split_with_sizes(counts), counts, batch.chunks, strict=True)
-        return StepResult([choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows])
+        samples = [choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows]
+        return _joined(samples, told)
+
+    def _read(self, batch: Batch, inputs: Inputs, hidden: Tensor) -> dict[int, Finding | str]:
+        """By the chunk's place, where one has rows to read."""
+        told: dict[int, Finding | str] = {}
+        for place, (chunk, span) in enumerate(zip(batch.chunks, inputs.spans, strict=True)):
+            if rows := chunk.read_rows:
+                first = span.first_row + rows.start - chunk.start
+                told[place] = read(self.transformer, hidden[first : first + len(rows)], chunk)
+        return told
 
     def warm_up(self, step_tokens: int) -> None:
         """Records the forward pass and computes a step, so that what it allocates is there before the first request.
@@ -88,3 +100,10 @@ class Runner:
         tokens = [position % kinds for position in range(stop)]
         blocks = list(range(-(-stop // BLOCK_SIZE)))
         return Batch([Chunk(tokens, start, stop, blocks, stop, Sampling())])
+
+
+def _joined(samples: list[list[Sample] | str], told: dict[int, Finding | str]) -> StepResult:
+    """A chunk that could not be read has failed, whatever it has chosen."""
+    errors = {place: error for place, error in told.items() if isinstance(error, str)}
+    findings = {place: finding for place, finding in told.items() if isinstance(finding, Finding)}
+    return StepResult([errors.get(place, chosen) for place, chosen in enumerate(samples)], findings)

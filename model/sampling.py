@@ -52,7 +52,7 @@ def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample | str:
         token = _draw(adjusted_V, sampling, position=chunk.stop)
     if sampling.top_logprobs is None:
         return Sample(token)
-    return Sample(token, _logprobs(logits_V, token, sampling.top_logprobs))
+    return Sample(token, logprobs_of(logits_V, token, sampling.top_logprobs))
 
 
 def _adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
@@ -140,7 +140,8 @@ def _nucleus(weights_K: Tensor, top_p: float) -> Tensor:
     return order[:size].sort().values
 
 
-def _logprobs(logits_V: Tensor, token: int, top: int) -> Logprobs:
+def logprobs_of(logits_V: Tensor, token: int, top: int) -> Logprobs:
+    """What is told of a token and the `top` likeliest, given the row before it."""
     logprobs_V = torch.log_softmax(logits_V, dim=-1)
     best: list[int] = []
     if top:

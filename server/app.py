@@ -7,7 +7,19 @@ from typing import NoReturn
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
-from server.api import about, chat, chat_body, completions, docs, health, models, streams, tokenize
+from server.api import (
+    about,
+    chat,
+    chat_body,
+    completions,
+    decisions,
+    docs,
+    embeddings,
+    health,
+    models,
+    streams,
+    tokenize,
+)
 from server.api.messages import route as messages
 from server.api.messages.body import CountBody, MessagesBody
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
@@ -30,6 +42,8 @@ BODIES: dict[str, type[Strict]] = {
     "/v1/responses": ResponsesBody,
     "/v1/messages": MessagesBody,
     "/v1/messages/count_tokens": CountBody,
+    "/v1/embeddings": embeddings.EmbeddingBody,
+    "/v1/decisions": decisions.DecisionBody,
     "/tokenize": tokenize.TokenizeBody,
     "/detokenize": tokenize.DetokenizeBody,
 }
@@ -67,7 +81,8 @@ def create_app(
         exception_handlers={HTTPException: _rename},
     )
     app.state.service = service
-    for resource in (chat, completions, responses, messages, streams, models, tokenize, about, docs, health):
+    generating = (chat, completions, responses, messages, embeddings, decisions)
+    for resource in (*generating, streams, models, tokenize, about, docs, health):
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {docs.PATH} | ({"/metrics"} if options.open_metrics else set())
     app.add_middleware(Gate, keys=Keys(options.api_keys, options.api_key_file, options.quota), open_paths=open_paths)

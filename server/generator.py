@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.batch import Logprobs, Sampling
+from model.batch import Finding, Reading, Sampling
 from server.engine.client import EngineClient
 from server.engine.messages import Delta
 from server.engine.streams import Order, TokenStream
@@ -18,6 +18,8 @@ from server.text.tokenizer import Tokenizer, TokenText
 from server.text.transcript import Transcript
 
 __all__ = ["Generation", "GenerationRequest", "Generator", "Piece", "TokenText", "Usage"]
+
+AT_ONCE = 64  # sequences of one request that are with the engine; of longer lists, the next follow as these end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class GenerationRequest:
     source: str  # the API field the prompts came from ("messages", "prompt"), for error messages
     limit_source: str = "max_tokens"  # and the one that `max_tokens` came from
     n: int = 1
-    max_tokens: int | None = None  # per choice; None: as many as the context leaves
+    max_tokens: int | None = None  # per choice; None: as many as the context leaves; 0: the prompts are only read
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -36,14 +38,17 @@ class GenerationRequest:
     adapter: str | None = None  # a digest
     salt: str = ""
     priority: int = 0  # the lowest starts first
+    readings: list[Reading] | None = None  # what each prompt tells of itself, once, in its first choice
+    shows_ending: bool = False  # the token that ends a choice is among its tokens, without text
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Text of one choice that is final: it will not be taken back. The last piece of a choice has a finish reason.
 
-    `tokens` are those whose text ends in this piece; the token that ended the choice shows in neither.
-    `stop_string` is the one that ended the choice, if one did.
+    `tokens` are those whose text ends in this piece; the token that ended the choice shows in neither, unless asked
+    for. `stop_string` is the one that ended the choice, if one did. `findings` is what the prompt has told of
+    itself, in order, and comes with the last piece.
     """
 
     index: int
@@ -51,6 +56,7 @@ class Piece:
     tokens: list[TokenText]
     finish_reason: Literal["stop", "length"] | None
     stop_string: str | None = None
+    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +86,15 @@ class Generator:
         self._eos_ids = tuple(eos_ids)
 
     def start(self, request: GenerationRequest) -> "Generation":
-        """Queues every choice or none. Must be called in an event loop.
+        """Queues every choice, or the first `AT_ONCE` of many, or none. Must be called in an event loop.
 
         Raises PromptTooLong before anything is queued, and what `EngineClient.submit` raises.
         """
         eos_ids = () if request.ignore_eos else self._eos_ids
         ending_ids = tuple(dict.fromkeys((*eos_ids, *request.stop_token_ids)))
         orders: list[Order] = []
-        for prompt in request.prompts:
+        readings: Sequence[Reading | None] = request.readings or [None] * len(request.prompts)
+        for prompt, reading in zip(request.prompts, readings, strict=True):
             max_tokens = self._allowed_tokens(prompt, request)
             for choice in range(request.n):
                 seed = _wrap_int64(request.sampling.seed + choice)
@@ -101,6 +108,7 @@ class Generator:
                         adapter=request.adapter,
                         salt=request.salt,
                         priority=request.priority,
+                        reading=None if choice else reading,
                     )
                 )
         return Generation(request, self._engine, orders, self._tokenizer)
@@ -126,10 +134,12 @@ def _wrap_int64(value: int) -> int:
 class _Choice:
     """One choice: its stream of tokens, what they say, and whether it goes on."""
 
-    def __init__(self, index: int, stream: TokenStream, transcript: Transcript) -> None:
+    def __init__(self, index: int, order: Order, transcript: Transcript) -> None:
         self.index = index
-        self.stream = stream
+        self.order = order
+        self.stream: TokenStream | None = None  # until it is its turn
         self.transcript = transcript
+        self.findings: list[Finding] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self.is_over = False  # the engine has finished it, or was told to
         self.completion_tokens = 0
@@ -138,14 +148,16 @@ class _Choice:
     def cancel(self) -> None:
         if not self.is_over:
             self.is_over = True
-            self.stream.cancel()
+            if self.stream is not None:
+                self.stream.cancel()
 
     def take_piece(self) -> Piece | None:
         """What is final and not yet taken; None if that is nothing."""
         text, tokens = self.transcript.take()
         if not text and not tokens and self.finish_reason is None:
             return None
-        return Piece(self.index, text, tokens, self.finish_reason, self.transcript.stop_string)
+        findings = [] if self.finish_reason is None else self.findings
+        return Piece(self.index, text, tokens, self.finish_reason, self.transcript.stop_string, findings)
 
 
 class Generation:
@@ -163,13 +175,15 @@ class Generation:
         self._engine = engine
         self._tokenizer = tokenizer
         self._choices = [
-            _Choice(index, stream, Transcript(tokenizer.token_bytes, request.stop))
-            for index, stream in enumerate(engine.submit(orders))
+            _Choice(index, order, Transcript(tokenizer.token_bytes, request.stop)) for index, order in enumerate(orders)
         ]
+        for choice, stream in zip(self._choices, engine.submit(orders[:AT_ONCE]), strict=False):
+            choice.stream = stream
         self._ending_ids = frozenset(orders[0].ending_ids)
         self._ready: dict[int, _Choice] = {}  # those with something to take, in the order in which it arrived
         self._news = asyncio.Event()
-        self._readers = [asyncio.create_task(self._read(choice)) for choice in self._choices]
+        lanes = [self._choices[first::AT_ONCE] for first in range(min(AT_ONCE, len(orders)))]
+        self._readers = [asyncio.create_task(self._read_lane(lane)) for lane in lanes]
         for reader in self._readers:
             reader.add_done_callback(lambda _: self._news.set())
 
@@ -188,7 +202,8 @@ class Generation:
         return replace(self.usage, timings=self._timings())
 
     def _timings(self) -> Timings | None:
-        lives = [choice.stream.life for choice in self._choices if choice.stream.life.first_token is not None]
+        all_lives = [choice.stream.life for choice in self._choices if choice.stream is not None]
+        lives = [life for life in all_lives if life.first_token is not None]
         if not lives:
             return None
         submitted = min(life.submitted for life in lives)
@@ -232,8 +247,15 @@ class Generation:
         for reader in self._readers:
             reader.cancel()  # of one that has failed, this tells asyncio that nobody will ask how
 
-    async def _read(self, choice: _Choice) -> None:
-        async for delta in choice.stream:
+    async def _read_lane(self, lane: list[_Choice]) -> None:
+        """One choice after the other."""
+        for choice in lane:
+            if choice.stream is None:
+                (choice.stream,) = self._engine.submit([choice.order])
+            await self._read(choice, choice.stream)
+
+    async def _read(self, choice: _Choice, stream: TokenStream) -> None:
+        async for delta in stream:
             self._hear(choice, delta)
             self._ready.setdefault(choice.index, choice)
             self._news.set()
@@ -248,12 +270,16 @@ class Generation:
         if delta.finish == "error":
             raise InternalError(f"The server failed on this request: {delta.error}.")
         choice.cached_tokens = delta.cached_tokens
+        if delta.finding is not None:
+            choice.findings.append(delta.finding)
         for place, token in enumerate(delta.tokens):
             choice.completion_tokens += 1
             ends = delta.finish == "stop" and place == len(delta.tokens) - 1 and token in self._ending_ids
-            if ends:
+            if ends and not self._request.shows_ending:
                 break
-            choice.transcript.feed(self._describe(token, delta.logprobs[place] if delta.logprobs else None))
+            told = self._tokenizer.describe(token, delta.logprobs[place] if delta.logprobs else None)
+            feed = choice.transcript.feed_silent if ends else choice.transcript.feed
+            feed(told)
             if choice.transcript.is_stopped:
                 break
         if delta.finish is not None:
@@ -262,9 +288,3 @@ class Generation:
         if choice.transcript.is_stopped:
             choice.finish_reason = "stop"
             choice.cancel()
-
-    def _describe(self, token: int, logprobs: Logprobs | None) -> TokenText:
-        if logprobs is None:
-            return self._tokenizer.token_text(token)
-        top = [self._tokenizer.token_text(other, logprob) for other, logprob in logprobs.top]
-        return replace(self._tokenizer.token_text(token, logprobs.chosen), top=top)

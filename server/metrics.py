@@ -67,14 +67,14 @@ class RequestMeter:
     def progressed(self, pieces: list[Piece], usage: Usage) -> None:
         """These pieces have become ready together."""
         now = time.monotonic()
-        if not self._last:
+        if not self._last and usage.completion_tokens:
             self._metrics.time_to_first_token.observe(now - self._arrived)
         for piece in pieces:
             last = self._last.get(piece.index)
             if last is not None:
                 self._metrics.inter_token_latency.observe(now - last)
             self._last[piece.index] = now
-            if piece.finish_reason == "length":
+            if piece.finish_reason == "length" and usage.completion_tokens:  # what is only read is not cut short
                 self.natural_end = "length"  # of several choices, one that was cut short decides
         self._count(usage)
 

@@ -27,6 +27,8 @@ PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+    "decisions": "/v1/decisions",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
@@ -34,6 +36,8 @@ VALID: dict[str, Row] = {
     "chat": {"messages": [{"role": "user", "content": "Hi"}]},
     "completions": {"prompt": "Hi"},
     "responses": {"input": "Hi"},
+    "embeddings": {"input": "Hi"},
+    "decisions": {"input": "Hi", "questions": [{"type": "predicate", "instructions": "Is it a greeting?"}]},
 }
 OWN_ID = re.compile(r"req-[0-9a-f]{32}")
 REPEATED = re.compile(r"\$([^*]+)\*(\d+)")

@@ -9,6 +9,7 @@ from server.api.body import read_body
 from server.api.chat_body import ChatBody
 from server.api.chat_reply import ChatReply, Occasion, Wording
 from server.api.exchange import Answer, Job
+from server.api.prompt_logprobs import readings_of
 from server.api.recording import recorded
 from server.api.schemas import ignored
 from server.api.service import Service, service_of
@@ -37,9 +38,10 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
         salt=body.cache_salt or "",
         priority=body.priority or 0,
+        readings=readings_of([prompt], body.prompt_logprobs, "prompt_logprobs"),
     )
     provenance = service.provenance(model)
-    reply = wording(Occasion(model.name, provenance.fingerprint, len(prompt)))
+    reply = wording(Occasion(model.name, provenance.fingerprint, prompt, model.tools.tokenizer))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     return recorded(job, "/v1/chat/completions", body, service.recorder)
 

@@ -7,9 +7,11 @@ from typing import Any
 from server.api.chat_body import ChatBody
 from server.api.choices import choices_of, described, ids_field
 from server.api.exchange import Reply
+from server.api.prompt_logprobs import ToldPrompt
 from server.api.sse import Chunks, Envelope, json_text, to_json
 from server.errors import HeadraceError
 from server.generator import Piece, TokenText, Usage
+from server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,12 @@ class Occasion:
 
     model: str  # its name in the API
     fingerprint: str
-    prompt_tokens: int
+    prompt: list[int]
+    tokenizer: Tokenizer
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
 
 
 Wording = Callable[[Occasion], Reply]
@@ -33,6 +40,8 @@ class ChatReply:
         self._has_logprobs = bool(body.logprobs)
         self._has_ids = bool(body.return_token_ids)
         self._has_timings = bool(body.return_timings)
+        self._prompt_logprobs = body.prompt_logprobs
+        self._occasion = occasion
 
     def opening(self) -> bytes:
         role = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
@@ -57,6 +66,7 @@ class ChatReply:
         return self._chunks.failure(error)
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
+        told = choices_of(pieces)
         choices = [
             {
                 "index": choice.index,
@@ -65,9 +75,13 @@ class ChatReply:
                 "finish_reason": choice.finish_reason,
                 **(choice.ids if self._has_ids else {}),
             }
-            for choice in choices_of(pieces)
+            for choice in told
         ]
-        return to_json(self._envelope.around(choices, usage, has_timings=self._has_timings))
+        answer = self._envelope.around(choices, usage, has_timings=self._has_timings)
+        if self._prompt_logprobs is not None:
+            prompt = ToldPrompt(self._occasion.prompt, told[0].findings, self._occasion.tokenizer)
+            answer["prompt_logprobs"] = prompt.entries(self._prompt_logprobs)
+        return to_json(answer)
 
 
 def _logprobs(tokens: list[TokenText]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model.batch import Finding
 from server.api.sse import to_json
 from server.generator import Piece, TokenText
 
@@ -15,6 +16,7 @@ class Choice:
     text: str = ""
     tokens: list[TokenText] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def ids(self) -> dict[str, list[int]]:
@@ -30,6 +32,7 @@ def choices_of(pieces: list[Piece]) -> list[Choice]:
         choice = choices.setdefault(piece.index, Choice(piece.index))
         texts.setdefault(piece.index, []).append(piece.text)
         choice.tokens += piece.tokens
+        choice.findings += piece.findings
         choice.finish_reason = piece.finish_reason or choice.finish_reason
     for index, choice in choices.items():
         choice.text = "".join(texts[index])

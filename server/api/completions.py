@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, Tag, model_validator
 
 from server.api.body import read_body
-from server.api.choices import choices_of, ids_field, logprob_of
+from server.api.choices import Choice, choices_of, ids_field, logprob_of
 from server.api.exchange import Answer, Job
+from server.api.prompt_logprobs import ToldPrompt, readings_of
 from server.api.recording import recorded
 from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
 from server.api.schemas import (
@@ -44,10 +45,12 @@ Prompt = (
 class CompletionBody(GenerationBody):
     prompt: Annotated[Prompt, Field(union_mode="left_to_right")]
     """A text, token ids, or a list of either: each is continued on its own."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = unset(DEFAULT_MAX_TOKENS)
+    """Tokens that each choice may have; 0 only where the prompt's log probabilities are asked for."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Tell each token's log probability, and so many of the likeliest alternatives."""
     echo: bool | None = unset(False)
-    """Put the prompt before the answer."""
+    """Put the prompt before the answer; with `logprobs`, not in a stream, its own log probabilities as well."""
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
     """Only the value of `n` is accepted."""
     suffix: str | None = None
@@ -59,11 +62,19 @@ class CompletionBody(GenerationBody):
             code = "invalid_value" if self.best_of < self.choices_per_prompt else "unsupported_value"
             message = "Invalid 'best_of': only the value of 'n' is supported, which returns all that is generated."
             raise BadRequest(message, param="best_of", code=code)
-        if self.echo and self.logprobs is not None:
-            message = "Unsupported value: 'logprobs' together with 'echo', which asks for the prompt's own."
+        if self.has_told_echo and self.stream:
+            message = (
+                "Unsupported value: 'logprobs' together with 'echo', which asks for the prompt's own, in a stream."
+            )
             raise BadRequest(message, param="logprobs", code="unsupported_value")
         if self.suffix is not None:
             self._check_suffix()
+        if self.max_tokens == 0 and self.prompt_top is None:
+            message = (
+                "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead, which "
+            )
+            message += "is for requests that ask for the log probabilities of the prompt."
+            raise BadRequest(message, param="max_tokens", code="integer_below_min_value")
         if len(self.prompts) * self.choices_per_prompt > MAX_CHOICES:
             message = f"Invalid 'prompt': array too long. Expected at most {MAX_CHOICES} choices, prompts times 'n'."
             raise BadRequest(message, param="prompt", code="array_above_max_length")
@@ -77,7 +88,18 @@ class CompletionBody(GenerationBody):
 
     @property
     def output_limit(self) -> int:
-        return self.max_tokens or DEFAULT_MAX_TOKENS
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def has_told_echo(self) -> bool:
+        """The prompt is echoed with the log probabilities of its tokens."""
+        return bool(self.echo) and self.logprobs is not None
+
+    @property
+    def prompt_top(self) -> int | None:
+        """Alternatives to tell beside each token of the prompts; None where not even the tokens' own are told."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((top for top in wanted if top is not None), default=None)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -103,15 +125,25 @@ class Offsets:
 
 
 class CompletionReply:
-    def __init__(self, body: CompletionBody, model: str, fingerprint: str, echoes: list[str]) -> None:
+    def __init__(
+        self,
+        body: CompletionBody,
+        model: ServedModel,
+        fingerprint: str,
+        prompts: list[list[int]],
+        echoes: list[str],
+    ) -> None:
         """`echoes` has what stands before each choice's own text, by index."""
-        self._envelope = Envelope.new("cmpl", "text_completion", model, fingerprint)
+        self._envelope = Envelope.new("cmpl", "text_completion", model.name, fingerprint)
         self._chunks = Chunks(self._envelope, body.wishes)
+        self._body = body
         self._has_logprobs = body.logprobs is not None
         self._has_ids = bool(body.return_token_ids)
         self._has_timings = bool(body.return_timings)
+        self._prompts = prompts
         self._echoes = echoes
         self._offsets = [Offsets(len(echo)) for echo in echoes]
+        self._tokenizer = model.tools.tokenizer
 
     def opening(self) -> bytes:
         return b"".join(self.event(Piece(index, echo, [], None)) for index, echo in enumerate(self._echoes) if echo)
@@ -121,7 +153,8 @@ class CompletionReply:
         ids = ids_field(piece.tokens) if self._has_ids and piece.tokens else b""
         if not (piece.text or has_logprobs or ids or piece.finish_reason):
             return b""
-        logprobs = to_json(self._logprobs(piece.index, piece.tokens)) if has_logprobs else b"null"
+        offsets = self._offsets[piece.index].of(piece.tokens) if has_logprobs else []
+        logprobs = to_json(_logprobs(piece.tokens, offsets)) if has_logprobs else b"null"
         head = b'{"index":%d,"text":' % piece.index + json_text(piece.text)
         return self._chunks.around(
             head + b',"logprobs":' + logprobs + ids + b',"finish_reason":' + to_json(piece.finish_reason) + b"}",
@@ -135,25 +168,48 @@ class CompletionReply:
         return self._chunks.failure(error)
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
+        told = choices_of(pieces)
         choices = [
             {
                 "index": choice.index,
                 "text": self._echoes[choice.index] + choice.text,
-                "logprobs": self._logprobs(choice.index, choice.tokens) if self._has_logprobs else None,
+                "logprobs": self._all_logprobs(choice, told) if self._has_logprobs else None,
                 "finish_reason": choice.finish_reason,
                 **(choice.ids if self._has_ids else {}),
+                **self._prompt_logprobs(choice, told),
             }
-            for choice in choices_of(pieces)
+            for choice in told
         ]
         return to_json(self._envelope.around(choices, usage, has_timings=self._has_timings))
 
-    def _logprobs(self, index: int, tokens: list[TokenText]) -> dict[str, Any]:
-        return {
-            "text_offset": self._offsets[index].of(tokens),
-            "token_logprobs": [logprob_of(token) for token in tokens],
-            "tokens": [_name(token) for token in tokens],
-            "top_logprobs": [_alternatives(token) for token in tokens],
-        }
+    def _all_logprobs(self, choice: Choice, told: list[Choice]) -> dict[str, Any]:
+        """Of the text, which may begin with the prompt."""
+        offsets, tokens = self._offsets[choice.index].of(choice.tokens), choice.tokens
+        if self._body.has_told_echo:
+            prompt = self._prompt(choice, told)
+            offsets = [*prompt.offsets(self._echoes[choice.index]), *offsets]
+            tokens = [*prompt.tokens(self._body.logprobs or 0), *tokens]
+        return _logprobs(tokens, offsets)
+
+    def _prompt_logprobs(self, choice: Choice, told: list[Choice]) -> dict[str, Any]:
+        top = self._body.prompt_logprobs
+        return {} if top is None else {"prompt_logprobs": self._prompt(choice, told).entries(top)}
+
+    def _prompt(self, choice: Choice, told: list[Choice]) -> ToldPrompt:
+        """The first of its choices tells of a prompt."""
+        place = choice.index // self._body.choices_per_prompt
+        first = told[place * self._body.choices_per_prompt]
+        return ToldPrompt(self._prompts[place], first.findings, self._tokenizer)
+
+
+def _logprobs(tokens: list[TokenText], offsets: list[int]) -> dict[str, Any]:
+    """Null for the first token of a prompt, of which nothing is told."""
+    return {
+        "text_offset": offsets,
+        "token_logprobs": [None if token.logprob is None else logprob_of(token) for token in tokens],
+        "tokens": [_name(token) for token in tokens],
+        "top_logprobs": [None if token.logprob is None else _alternatives(token) for token in tokens],
+    }
 
 
 def _name(token: TokenText) -> str:
@@ -188,9 +244,13 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
         salt=body.cache_salt or "",
         priority=body.priority or 0,
+        readings=readings_of(
+            prompts, body.prompt_top, "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        ),
+        shows_ending=body.has_told_echo,  # who reads a prompt's figures counts them from both ends
     )
     provenance = service.provenance(model)
-    reply = CompletionReply(body, model.name, provenance.fingerprint, _echoes(body, model, prompts))
+    reply = CompletionReply(body, model, provenance.fingerprint, prompts, _echoes(body, model, prompts))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     return recorded(job, "/v1/completions", body, service.recorder)
 

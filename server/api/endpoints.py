@@ -20,6 +20,7 @@ class Endpoint:
 
 
 _GENERATING = "Generating"
+_READING = "Reading"
 _TOKENS = "Tokens"
 _SERVER = "The server"
 _ASKED = (400, 401, 404, 413, 415, 429, 500, 503)
@@ -67,6 +68,7 @@ ENDPOINTS = {
             "A text to continue": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.8, "seed": 7},
             "Several at once": {"prompt": ["Once", "Twice"], "max_tokens": 8, "echo": True},
             "Token ids": {"prompt": [1, 2, 3], "max_tokens": 4, "logprobs": 2},
+            "How likely a text is": {"prompt": "All is well.", "max_tokens": 0, "echo": True, "logprobs": 1},
         },
     ),
     "/v1/responses": Endpoint(
@@ -105,6 +107,39 @@ ENDPOINTS = {
                 "max_tokens": 64,
                 "stop_sequences": ["\n"],
                 "stream": True,
+            },
+        },
+    ),
+    "/v1/embeddings": Endpoint(
+        faults=_ASKED,
+        group=_READING,
+        answer=shapes.Embeddings,
+        examples={
+            "Two texts": {"input": ["A cat sleeps.", "A dog barks."]},
+            "Token ids, the last hidden state": {"input": [1, 2, 3], "pooling": "last", "encoding_format": "base64"},
+        },
+    ),
+    "/v1/decisions": Endpoint(
+        faults=_ASKED,
+        group=_READING,
+        answer=shapes.Decision,
+        examples={
+            "All kinds of questions": {
+                "input": "The tap in the kitchen drips all night.",
+                "questions": [
+                    {"type": "predicate", "instructions": "Something is broken."},
+                    {
+                        "type": "choice",
+                        "name": "trade",
+                        "instructions": "Who should come?",
+                        "choices": [{"value": "plumber", "description": "pipes and taps"}, {"value": "baker"}],
+                    },
+                    {
+                        "type": "score",
+                        "instructions": "How urgent is it?",
+                        "levels": [{"label": "not at all"}, {"label": "somewhat"}, {"label": "very"}],
+                    },
+                ],
             },
         },
     ),

@@ -1,5 +1,6 @@
 """The life of one generating request: prepared, run, told as a whole or as a stream, and accounted for once."""
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -38,6 +39,22 @@ class Reply(Protocol):
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         """The JSON of an answer that is not streamed."""
+
+
+class Unstreamed:
+    """The part of a `Reply` that answers never need which come as a whole only."""
+
+    def opening(self) -> bytes:
+        raise AssertionError("it is not streamed")
+
+    def event(self, piece: Piece, usage: Usage) -> bytes:
+        raise AssertionError("it is not streamed")
+
+    def closing(self, usage: Usage) -> bytes:
+        raise AssertionError("it is not streamed")
+
+    def failure(self, error: HeadraceError) -> bytes:
+        raise AssertionError("it is not streamed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,10 @@ class Answer(Response):
         async for pieces in generation.batches():
             meter.progressed(pieces, generation.usage)
             all_pieces += pieces
-        body = reply.whole(all_pieces, generation.timed_usage)
+        if any(piece.findings for piece in all_pieces):  # much to word: away from the event loop
+            body = await asyncio.to_thread(reply.whole, all_pieces, generation.timed_usage)
+        else:
+            body = reply.whole(all_pieces, generation.timed_usage)
         await self._start(send, {"content-type": "application/json", "content-length": str(len(body))})
         await send({"type": "http.response.body", "body": body})
 

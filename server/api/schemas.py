@@ -129,6 +129,8 @@ class GenerationBody(Strict):
     """Tokens that end an answer, as the model's own end does; they are not part of it."""
     ignore_eos: bool | None = unset(False)
     """Go on where the model would end."""
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Tell the log probability of each token of the prompt, and so many of the likeliest; not in a stream."""
     return_token_ids: bool | None = unset(False)
     """Add `token_ids` to each choice."""
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT64_MAX), AfterValidator(_check_truncation)] | None = None
@@ -153,6 +155,9 @@ class GenerationBody(Strict):
                 param="stream_options",
                 code="invalid_value",
             )
+        if self.prompt_logprobs is not None and self.stream:
+            message = "Unsupported value: 'prompt_logprobs' together with 'stream'."
+            raise BadRequest(message, param="prompt_logprobs", code="unsupported_value")
         limit = self.output_limit
         if limit is not None and (self.min_tokens or 0) > limit:
             message = (

@@ -106,10 +106,21 @@ class Answer(Shape):
     """A digest of all that decides an answer but the request: server, weights, template, tokenizer, kernels."""
 
 
+class PromptLogprob(Shape):
+    logprob: float
+    rank: int
+    """1 is the likeliest."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token id; null for the first token
+
+
 class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Delta(Shape):
@@ -150,6 +161,7 @@ class CompletionChoice(Shape):
     finish_reason: Literal["stop", "length"] | None
     """null in all events of a stream but a choice's last."""
     token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(Answer):
@@ -226,6 +238,71 @@ class AnthropicMessage(Shape):
 class MessageEvent(Shape):
     type: str
     """The event's name as well, such as `content_block_delta`."""
+
+
+class Embedding(Shape):
+    object: Literal["embedding"]
+    index: int
+    """The input's place."""
+    embedding: list[float] | str
+    """Of length 1; a string is base64 of fp32, little-endian."""
+
+
+class EmbeddingUsage(Shape):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Shape):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class PredicateAnswer(Shape):
+    type: Literal["predicate"]
+    name: str | None
+    probability: float
+
+
+class ValueProbability(Shape):
+    value: str | bool
+    probability: float
+
+
+class ChoiceAnswer(Shape):
+    type: Literal["choice"]
+    name: str | None
+    choice: str | bool
+    confidence: float
+    """The probability of the choice."""
+    probabilities: list[ValueProbability]
+
+
+class LevelProbability(Shape):
+    label: str
+    value: int
+    """The level's place, from 0 for the lowest."""
+    probability: float
+
+
+class ScoreAnswer(Shape):
+    type: Literal["score"]
+    name: str | None
+    score: float
+    """The mean of the levels' places."""
+    confidence: float
+    """The probability of the likeliest level."""
+    probabilities: list[LevelProbability]
+
+
+class Decision(Shape):
+    answers: list[PredicateAnswer | ChoiceAnswer | ScoreAnswer]
+    """In the order of the questions."""
+    model: str
+    usage: ResponseUsage
+    """Of every possible answer after its question; most of that comes from the cache."""
 
 
 class TokenCount(Shape):

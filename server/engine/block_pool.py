@@ -75,8 +75,8 @@ class BlockPool:
         return contents[-1] if contents else sequence.root, tuple(sequence.tokens[start:end])
 
     def next_key(self, sequence: Sequence, prefix: Prefix) -> Key | None:
-        """What the sequence could use next. One token at least is left to compute: it chooses the one that follows."""
-        return self.key_after(sequence, prefix.contents, len(sequence.tokens) - 1)
+        """What the sequence could use next."""
+        return self.key_after(sequence, prefix.contents, sequence.reusable)
 
     def find(self, sequence: Sequence) -> Prefix:
         """The longest beginning that is cached. Takes nothing: the blocks may be gone after the next `extend`."""

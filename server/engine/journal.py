@@ -6,7 +6,7 @@ Suspects are tried: each runs alone until it has survived some tokens. The one w
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engine.messages import Delta, Submit
 from server.engine.streams import Order, TokenStream
@@ -42,7 +42,18 @@ class Entry:
             cached_tokens=self.cached_tokens,
             adapter=order.adapter,
             salt=order.salt,
+            reading=order.reading,
         )
+
+    def hear(self, delta: Delta) -> None:
+        """What the engine has told need not be told again by the next one."""
+        self.output += delta.tokens
+        self.survived += len(delta.tokens)
+        if delta.error is None and self.cached_tokens is None:
+            self.cached_tokens = delta.cached_tokens
+        if delta.finding is not None and self.order.reading is not None:
+            left = self.order.reading.after(delta.finding.rows, len(self.order.prompt))
+            self.order = replace(self.order, reading=left)
 
 
 class Journal:
@@ -94,10 +105,7 @@ class Journal:
         entry = self._runs.get(delta.id)
         if entry is None:
             return None
-        entry.output += delta.tokens
-        entry.survived += len(delta.tokens)
-        if delta.tokens and entry.cached_tokens is None:
-            entry.cached_tokens = delta.cached_tokens
+        entry.hear(delta)
         if delta.finish is not None:
             self.remove(entry.stream.id)
         return entry

@@ -113,7 +113,9 @@ class Loop:
             result = self.runner.run(batch)
         except Exception:
             traceback.print_exc()
-            return StepResult([self._compute_alone(chunk).samples[0] for chunk in batch.chunks])
+            alone = [self._compute_alone(chunk) for chunk in batch.chunks]
+            findings = {place: result.findings[0] for place, result in enumerate(alone) if result.findings}
+            return StepResult([result.samples[0] for result in alone], findings)
         self.failures = 0
         return result
 
@@ -196,6 +198,7 @@ def _card(model: OpenModel) -> ModelCard:
         name=text.name,
         family=model.config.family,
         vocab_size=model.config.vocab_size,
+        dim=model.config.dim,
         context_length=model.config.context_length,
         tokenizer=text.tokenizer_json,
         chat_template=text.chat_template,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from model.batch import Logprobs, Sampling
+from model.batch import Finding, Logprobs, Reading, Sampling
 
 STACKS_SIGNAL = signal.SIGUSR1  # the one thing said out of band: write the stacks of your threads to stderr
 
@@ -20,7 +20,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     prompt: list[int]
-    max_tokens: int  # >= 1
+    max_tokens: int  # with 0, the prompt is computed for what it tells itself
     ending_ids: list[int]  # choosing one of these ends the sequence with "stop"; the token itself is reported
     sampling: Sampling
     output: list[int] = []  # tokens already chosen, fewer than max_tokens and none of them an ending one
@@ -28,6 +28,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     adapter: str | None = None  # the digest of one that was loaded
     salt: str = ""  # sequences of another one share no KV block with it
     priority: int = 0  # the lowest starts first; of equals, the first to come
+    reading: Reading | None = None  # what of the prompt is to be told, less what was
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -58,6 +59,7 @@ class ModelCard(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     name: str  # the id the model is served under unless the options name another
     family: str
     vocab_size: int  # rows of the embedding; token ids are below this
+    dim: int  # numbers in a hidden state
     context_length: int  # tokens of prompt and output together that a sequence may reach
     tokenizer: str  # tokenizer.json, as the tokenizers library reads it
     chat_template: str | None  # Jinja2 source
@@ -96,6 +98,7 @@ class Delta(msgspec.Struct, frozen=True):
     finish: FinishReason | None
     cached_tokens: int  # prompt tokens that came from the prefix cache
     error: str | None = None  # with finish "error"
+    finding: Finding | None = None  # what the step has read of the prompt, as far as it is to be told
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

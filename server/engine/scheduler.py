@@ -5,10 +5,10 @@ from bisect import insort_left, insort_right
 from collections import deque
 from dataclasses import dataclass, replace
 
-from model.batch import Batch, Chunk, Sample, StepResult
+from model.batch import Batch, Chunk, Finding, Sample, StepResult
 from server.engine.block_pool import BlockPool, Key
 from server.engine.drafting import price
-from server.engine.messages import Delta, Stats
+from server.engine.messages import Delta, FinishReason, Stats
 from server.engine.sequence import Sequence
 
 
@@ -63,7 +63,6 @@ class Scheduler:
         """Queues a sequence that is known to fit."""
         assert sequence.id not in self._live, "a sequence's id is unique in its life"
         assert sequence.prompt_length > 0, "there is nothing to compute"
-        assert sequence.max_tokens > 0, "there is nothing to choose"
         assert self.pool.span(sequence.reach) <= self.pool.total, "it can never fit"
         self._live[sequence.id] = sequence
         insort_right(self.waiting, sequence, key=_priority)
@@ -96,7 +95,7 @@ class Scheduler:
         """Closes the step: what it added to each sequence. Finished sequences have given their blocks back."""
         assert self._batch is not None, "no step is under way"
         steps = list(zip(self.running, self._batch.chunks, result.samples, strict=True))
-        deltas = [self._advance(sequence, chunk, sample) for sequence, chunk, sample in steps]
+        deltas = [self._advance(*step, result.findings.get(place)) for place, step in enumerate(steps)]
         self._batch = None
         cancelled, self._cancelled = self._cancelled, set()
         for id in cancelled:
@@ -249,18 +248,25 @@ class Scheduler:
             self.pool.extend(sequence, drafts)
         return min(drafts, len(sequence.blocks) * self.pool.block_size - len(sequence.tokens))
 
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
-        """Moves one sequence by what the step computed of it and chose for it."""
+    def _advance(
+        self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str, finding: Finding | None
+    ) -> Delta | None:
+        """Moves one sequence by what the step computed of it, read of it and chose for it."""
         if isinstance(samples, str):
             return self._fail(sequence, chunk, samples)
         assert bool(samples) == (chunk.sampling is not None), "a token is chosen just where one is wanted"
+        assert (finding.rows if finding else 0) == len(chunk.read_rows), "rows are read just where they are wanted"
         kept = sequence.accept(samples)
         sequence.computed = chunk.stop + max(len(kept) - 1, 0)  # the drafts that came true have been computed
         self.pool.commit(sequence)
         self.drafts_accepted += max(len(kept) - 1, 0)
-        if sequence.finish:
+        if finding is not None:
+            sequence.learn(finding)
+            finding = None if finding.total else finding  # a sum of some rows is nobody's but the next step's
+        finish = sequence.finish
+        if finish:
             self._leave(sequence)
-        return self._delta(sequence, kept) if kept else None
+        return self._delta(sequence, kept, finish, finding=finding) if kept or finish or finding else None
 
     def _fail(self, sequence: Sequence, chunk: Chunk, error: str) -> Delta | None:
         """Ends a sequence that could not be computed; if it had drafts, it is computed once more without them.
@@ -273,17 +279,26 @@ class Scheduler:
             return None
         self.pool.forget(sequence)  # what misled it may stand in any block it read
         self._leave(sequence)
-        return self._delta(sequence, [], error=error)
+        return self._delta(sequence, [], "error", error=error)
 
-    def _delta(self, sequence: Sequence, samples: list[Sample], error: str | None = None) -> Delta:
+    def _delta(
+        self,
+        sequence: Sequence,
+        samples: list[Sample],
+        finish: FinishReason | None,
+        *,
+        error: str | None = None,
+        finding: Finding | None = None,
+    ) -> Delta:
         logprobs = [sample.logprobs for sample in samples if sample.logprobs is not None]
         return Delta(
             id=sequence.id,
             tokens=[sample.token for sample in samples],
             logprobs=logprobs or None,
-            finish=sequence.finish if error is None else "error",
+            finish=finish,
             cached_tokens=sequence.cached_tokens or 0,
             error=error,
+            finding=finding,
         )
 
     def _leave(self, sequence: Sequence) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Self
 
-from model.batch import Chunk, Sample, Sampling
+from model.batch import Chunk, Finding, Reading, Sample, Sampling
 from server.engine.drafting import Drafter
 from server.engine.messages import FinishReason, Submit
 
@@ -27,6 +27,7 @@ class Sequence:
     adapter: str | None = None  # a digest
     salt: str = ""
     priority: int = 0  # the lowest starts first, and keeps its blocks longest
+    reading: Reading | None = None  # what of the prompt is still to be read
     computed: int = 0
     blocks: list[int] = field(default_factory=list)  # blocks[p // block_size] is the KV block of position p
     contents: list[int] = field(default_factory=list)  # content ids of the committed blocks, which lead `blocks`
@@ -48,6 +49,7 @@ class Sequence:
             sampling=order.sampling,
             adapter=order.adapter,
             salt=order.salt,
+            reading=order.reading and order.reading.after(0, len(order.prompt)),
             cached_tokens=order.cached_tokens,
             priority=order.priority,
         )
@@ -69,14 +71,21 @@ class Sequence:
     @property
     def reach(self) -> int:
         """The most tokens it can ever have in the cache: the last one it chooses is reported, never computed."""
-        return self.prompt_length + self.max_tokens - 1
+        return self.prompt_length + max(self.max_tokens - 1, 0)
+
+    @property
+    def reusable(self) -> int:
+        """So many of its first rows may come from a cache: one at least is left to compute, and all that are read."""
+        last = len(self.tokens) - 1
+        return last if self.reading is None else min(last, self.reading.start)
 
     @property
     def finish(self) -> FinishReason | None:
-        """Why there is nothing more to choose, if so."""
+        """Why there is nothing more to choose, if so; what chooses nothing ends when all of it is computed."""
         if self.output_length and self.tokens[-1] in self.ending_ids:
             return "stop"
-        return "length" if self.output_length >= self.max_tokens else None
+        is_full = self.output_length >= self.max_tokens if self.max_tokens else not self.pending
+        return "length" if is_full else None
 
     def accept(self, samples: list[Sample]) -> list[Sample]:
         """Adds what a step chose, as far as the end, and returns that; all of it but the last is computed already."""
@@ -86,8 +95,22 @@ class Sequence:
                 return samples[:count]
         return samples
 
+    def learn(self, finding: Finding) -> None:
+        """Takes note of what a step has read."""
+        assert self.reading is not None, "there was nothing to read"
+        self.reading = self.reading.after(finding.rows, self.prompt_length, finding.total)
+
     def chunk(self, amount: int) -> Chunk:
         """The next `amount` pending tokens; the last of them lets the step choose the token that follows."""
         stop = self.computed + amount
-        sampling = self.sampling if stop == len(self.tokens) else None
-        return Chunk(self.tokens, self.computed, stop, self.blocks, self.prompt_length, sampling, adapter=self.adapter)
+        sampling = self.sampling if stop == len(self.tokens) and self.max_tokens else None
+        return Chunk(
+            self.tokens,
+            self.computed,
+            stop,
+            self.blocks,
+            self.prompt_length,
+            sampling,
+            adapter=self.adapter,
+            reading=self.reading,
+        )

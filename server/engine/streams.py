@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from model.batch import Sampling
+from model.batch import Reading, Sampling
 from server.engine.messages import Delta
 from server.errors import HeadraceError
 
@@ -21,6 +21,7 @@ class Order:
     adapter: str | None = None  # a digest
     salt: str = ""
     priority: int = 0  # the lowest starts first
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,15 @@ class Prompts:
             raise BadRequest("The messages come to no tokens at all.", param="messages", code="invalid_value")
         return self._checked(ids, "messages")
 
-    async def text(self, prompt: str, suffix: str | None = None) -> list[int]:
+    async def said(self, text: str, param: str) -> list[int]:
+        """What the assistant says where it says exactly this; the text of a special token is text."""
+        assert self._quoting is not None, "there is no assistant without a chat template"
+        ids = await self._quoting.encoder.encode(text, add_special_tokens=False)
+        if not ids:
+            raise BadRequest(f"Invalid '{param}': it comes to no tokens at all.", param=param, code="invalid_value")
+        return self._checked(ids, param)
+
+    async def text(self, prompt: str, suffix: str | None = None, *, param: str = "prompt") -> list[int]:
         """A text to continue; special tokens may be written in it, and BOS is put before it where the model has that.
 
         A text that begins with BOS already, such as a rendered chat, gets no second one. With `suffix`, the text to
@@ -57,16 +65,16 @@ class Prompts:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise BadRequest(_surrogate(error), param="prompt", code="invalid_value") from None
+            raise BadRequest(_surrogate(error), param=param, code="invalid_value") from None
         ids = await self._tokenizer.encode(prompt, add_special_tokens=True)
         bos = self._tokenizer.bos_id
         if self._tokenizer.adds_bos and ids[:2] == [bos, bos]:
-            return self._checked(ids[1:], "prompt")
+            return self._checked(ids[1:], param)
         if not ids and bos is not None:
             return [bos]
         if not ids:
-            raise BadRequest("The prompt is empty.", param="prompt", code="invalid_value")
-        return self._checked(ids, "prompt")
+            raise BadRequest(f"The {param} is empty.", param=param, code="invalid_value")
+        return self._checked(ids, param)
 
     async def _encode_chat(
         self, template: ChatTemplate, quoting: Quoting, messages: list[dict[str, object]]

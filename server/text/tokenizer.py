@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import tokenizers
 
+from model.batch import Logprobs
 from server.engine.messages import ModelCard
 from server.text.token_bytes import Step, TokenDecoder
 
@@ -115,3 +116,10 @@ class Tokenizer:
         """A single token as people read it; a special one by its name, though it adds nothing to an answer's text."""
         content = self._known.get(token, b"")
         return TokenText(token, content.decode(errors="replace"), content, logprob)
+
+    def describe(self, token: int, logprobs: Logprobs | None) -> TokenText:
+        """The same with what the engine has told of it."""
+        if logprobs is None:
+            return self.token_text(token)
+        top = [self.token_text(other, logprob) for other, logprob in logprobs.top]
+        return replace(self.token_text(token, logprobs.chosen), top=top)

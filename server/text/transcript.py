@@ -53,6 +53,11 @@ class Transcript:
         self._waiting.append(_Placed(token, start, self._decoded + self._detokenizer.is_inside_character))
         self._settle(self._stop_strings.feed(text))
 
+    def feed_silent(self, token: TokenText) -> None:
+        """A token that adds no text: it is final with all the text before it."""
+        if not self.is_stopped:
+            self._waiting.append(_Placed(token, self._decoded, self._decoded))
+
     def end(self) -> None:
         """No more tokens: nothing need be held back."""
         self._settle(self._stop_strings.feed(self._detokenizer.flush()))

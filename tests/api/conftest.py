@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import uvicorn
 from bytes_model import EOS, LONGEST, SPECIAL_TOKENS, TEMPLATE, VOCABULARY, bytes_tokenizer
 from fastapi import FastAPI
 
-from model.batch import Logprobs
+from model.batch import Finding, Logprobs
 from server.api.resumable import ResumableStreams
 from server.api.service import AppOptions
 from server.app import create_app
@@ -49,6 +50,7 @@ def byte_card() -> ModelCard:
         name="bytes",
         family="none",
         vocab_size=VOCABULARY,
+        dim=8,
         context_length=LONGEST,
         tokenizer=bytes_tokenizer().to_str(),
         chat_template=TEMPLATE,
@@ -127,6 +129,10 @@ class FakeEngine:
 
     async def _answer(self, orders: list[Order], streams: list[TokenStream]) -> None:
         """Moves every sequence by one token, lets the readers run, and so on."""
+        for order, stream in zip(orders, streams, strict=True):
+            if order.reading is not None:
+                finish = None if order.max_tokens else "length"
+                stream.put(Delta(stream.id, [], None, finish, 1, finding=finding(order)))
         said = [[*self.answer.encode(), EOS][: order.max_tokens] for order in orders]
         for step in range(max(map(len, said))):
             for order, stream, tokens in zip(orders, streams, said, strict=True):
@@ -143,6 +149,14 @@ class FakeEngine:
     def say(self, place: int, text: str, finish: str | None = None, error: str | None = None) -> None:
         """From any thread: sequence `place` goes on by `text`, in one step."""
         self.loop.call_soon_threadsafe(self.put, place, text, finish, error)
+
+    def find(self, place: int) -> None:
+        """From any thread: sequence `place` has been read, and ends."""
+        self.loop.call_soon_threadsafe(self._put_finding, place)
+
+    def _put_finding(self, place: int) -> None:
+        stream = self.streams[place]
+        stream.put(Delta(stream.id, [], None, "length", 0, finding=finding(self.orders[place])))
 
     def put(self, place: int, text: str, finish: str | None = None, error: str | None = None) -> None:
         stream = self.streams[place]
@@ -168,9 +182,25 @@ def delta(order: Order, id: int, token: int, finish: str | None) -> Delta:
     wanted = order.sampling.top_logprobs
     if wanted is None:
         return Delta(id, [token], None, finish, 1)
+    return Delta(id, [token], [logprobs(token, wanted)], finish, 1)
+
+
+def logprobs(token: int, wanted: int) -> Logprobs:
     chosen = -0.1 - token / 1000
-    top = [(token, chosen), *((token + place, chosen - place) for place in range(1, wanted))][:wanted]
-    return Delta(id, [token], [Logprobs(chosen, top)], finish, 1)
+    return Logprobs(
+        chosen, [(token, chosen), *((token + place, chosen - place) for place in range(1, wanted))][:wanted]
+    )
+
+
+def finding(order: Order) -> Finding:
+    """Each token of a prompt is as likely as in an answer; a vector has the prompt's first tokens, then zeros."""
+    reading = order.reading
+    rows = reading.stop(len(order.prompt)) - reading.start
+    if reading.top_logprobs is None:
+        numbers = [*order.prompt[reading.start :], *[0] * 8][: reading.dimensions or 8]
+        return Finding(rows=rows, vector=struct.pack(f"<{len(numbers)}f", *numbers))
+    tokens = order.prompt[reading.start + 1 :]
+    return Finding(rows=rows, logprobs=[logprobs(t, reading.top_logprobs) for t in tokens], ranks=[7] * rows)
 
 
 @dataclass(frozen=True, slots=True)

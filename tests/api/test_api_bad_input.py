@@ -121,6 +121,20 @@ GOOD = [
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
     ("responses", {"truncation": "disabled", "background": False, "include": [], "text": {"format": {"type": "text"}}}),
     ("responses", {"previous_response_id": None, "conversation": None, "tools": None, "reasoning": {"effort": None}}),
+    ("completions", {"max_tokens": 0, "prompt_logprobs": 0}),
+    ("completions", {"prompt": [[65]], "max_tokens": 0, "echo": True, "logprobs": 20}),
+    ("chat", {"prompt_logprobs": 20, "n": 2}),
+    ("embeddings", {"input": "", "dimensions": 8}),
+    ("embeddings", {"input": ["a"] * 2048, "encoding_format": "base64"}),
+    ("embeddings", {"input": [65] * 512, "pooling": "last", "model": "bytes"}),
+    (
+        "decisions",
+        {"input": [{"role": "user", "type": "message", "content": [{"type": "input_json", "data": {"a": [1]}}]}]},
+    ),
+    (
+        "decisions",
+        {"questions": [{"type": "choice", "instructions": "a", "choices": [{"value": True}, {"value": "true"}]}]},
+    ),
 ]
 
 

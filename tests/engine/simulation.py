@@ -2,60 +2,23 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from random import Random
 
-from model.batch import Batch, Chunk, Sample, Sampling, StepResult
+from fake_model import BLOCK_SIZE, VOCABULARY, FakeModel, Violation, foresee, golden, require, tell, told
+
+from model.batch import Reading, Sampling
 from server.engine.block_pool import BlockPool
 from server.engine.drafting import Drafter
 from server.engine.messages import Delta, Submit
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 
-BLOCK_SIZE = 4  # small, so that block boundaries are everywhere
-VOCABULARY = 4  # few words, so that equal blocks often follow upon unequal ones
-NAN = 0  # what a failed row leaves in the cache: nothing that may ever be read
-REJECTED = 1  # what is left of a draft that did not come true, and of rows to be computed once more
+__all__ = ["Violation", "Watched", "World"]
+
 DRAFTED = (0, 6, 12)
-BEYOND = 4  # drafts may guess so many tokens after the last
 SEEDS = tuple(Sampling(seed=seed) for seed in range(3))
-
-
-class Violation(Exception):
-    """Something that must never happen did."""
-
-
-def require(condition: bool, violation: str) -> None:
-    if not condition:
-        raise Violation(violation)
-
-
-def cell(context: list[int], token: int) -> int:
-    """What the cache keeps of a token: like real keys and values, it depends on all that stands before it."""
-    return hash((token, len(context), tuple(context)))
-
-
-def choose(context: list[int], sampling: Sampling) -> int:
-    return hash((sampling.seed, tuple(context))) % VOCABULARY
-
-
-def foresee(order: Submit) -> list[int]:
-    """What the model would say, ends aside, computed without blocks, batches or a scheduler."""
-    context: list[int] = []
-    for token in order.prompt:
-        context.append(cell(context, token))
-    output: list[int] = []
-    while len(output) < order.max_tokens + BEYOND:
-        output.append(choose(context, order.sampling))
-        context.append(cell(context, output[-1]))
-    return output
-
-
-def golden(order: Submit, foreseen: list[int]) -> tuple[list[int], str]:
-    """The output and how it ends."""
-    output = foreseen[: order.max_tokens]
-    ends = [length for length, token in enumerate(output, 1) if token in order.ending_ids]
-    return (output[: ends[0]], "stop") if ends else (output, "length")
 
 
 class Guesser(Drafter):
@@ -69,63 +32,6 @@ class Guesser(Drafter):
         start = self.sequence.output_length
         truth = self.foreseen[start : start + self.random.randint(0, most)]
         return tuple(token if self.random.random() < 0.8 else self.random.randrange(VOCABULARY) for token in truth)
-
-
-class FakeModel:
-    """Knows of a sequence only what stands in the blocks of its table.
-
-    Cells are None until written, once, but for those of rejected drafts: they are never read, and written again.
-    """
-
-    def __init__(self, blocks: int, random: Random) -> None:
-        self.failures = random.choice([0, 0.003, 0.03])  # share of the rows
-        self.cells: list[int | None] = [None] * (blocks * BLOCK_SIZE)
-        self.random = random
-
-    def run(self, batch: Batch) -> StepResult:
-        for chunk in batch.chunks:
-            for block in chunk.blocks[-(-chunk.start // BLOCK_SIZE) :]:  # not begun: whatever they hold is void
-                self.cells[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = [None] * BLOCK_SIZE
-        contexts = [self.read(chunk) for chunk in batch.chunks]  # no chunk sees what another adds in the same step
-        return StepResult([self.compute(*work) for work in zip(batch.chunks, contexts, strict=True)])
-
-    def read(self, chunk: Chunk) -> list[int]:
-        rows = (self.cells[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] for block in chunk.blocks)
-        context = [content for content in list(chain.from_iterable(rows))[: chunk.start] if content is not None]
-        if len(context) < chunk.start or not len(chunk):
-            raise Violation("a chunk is empty, or builds on positions that were never computed")
-        if REJECTED in context:
-            raise Violation("a chunk builds on a draft that was rejected")
-        return context
-
-    def compute(self, chunk: Chunk, context: list[int]) -> list[Sample] | str:
-        if chunk.sampling is not None and self.random.random() < self.failures:
-            for position in range(chunk.start, chunk.end):
-                self.write(chunk, position, REJECTED if chunk.drafts else NAN)
-            return "nan"
-        for position in range(chunk.start, chunk.stop):
-            context.append(cell(context, chunk.tokens[position]))
-            self.write(chunk, position, context[-1])
-        return self.choose(chunk, context) if chunk.sampling else []
-
-    def choose(self, chunk: Chunk, context: list[int]) -> list[Sample]:
-        """A sample, and one more for each draft that comes true; now and then one of those rows fails."""
-        assert chunk.sampling is not None
-        samples = [Sample(choose(context, chunk.sampling))]
-        is_true = True
-        for position, draft in enumerate(chunk.drafts, chunk.stop):
-            is_true = is_true and samples[-1].token == draft and self.random.random() >= self.failures
-            self.write(chunk, position, cell(context, draft) if is_true else REJECTED)
-            if is_true:
-                context.append(cell(context, draft))
-                samples.append(Sample(choose(context, chunk.sampling)))
-        return samples
-
-    def write(self, chunk: Chunk, position: int, content: int) -> None:
-        where = chunk.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-        if self.cells[where] not in (None, REJECTED):
-            raise Violation("a position is computed twice, or in a block that is someone else's")
-        self.cells[where] = content
 
 
 class Watched(Scheduler):
@@ -150,9 +56,19 @@ class World:
     the halves of a step, every invariant is checked in full.
     """
 
-    def __init__(self, seed: int, scheduler: type[Watched] = Watched, pool: type[BlockPool] = BlockPool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        scheduler: type[Watched] = Watched,
+        pool: type[BlockPool] = BlockPool,
+        *,
+        reads: bool = False,
+    ) -> None:
+        """With `reads`, two prompts in three tell of themselves, for which the prefix cache serves them less."""
         self.seed = seed
+        self.reads = reads
         self.random = random = Random(seed)
+        self.reader = Random(-1 - seed)
         self.blocks = random.randint(8, 24)
         self.limits = Limits(
             random.randint(2, 8),
@@ -168,6 +84,7 @@ class World:
         self.orders: dict[int, Submit] = {}  # live ones, oldest first
         self.foreseen: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
+        self.told: dict[int, list[int]] = {}
         self.cached: dict[int, int] = {}
         self.deadlines: dict[int, int] = {}
         self.last_started: dict[int, int] = {}  # by priority
@@ -216,22 +133,29 @@ class World:
     def text(self, length: int) -> list[int]:
         return self.random.choices(range(2), k=length)
 
+    def reading(self, length: int) -> Reading | None:
+        reading = self.reader.choice([None, Reading(top_logprobs=0), Reading()]) if self.reads else None
+        return reading and replace(reading, start=self.reader.choice([0, self.reader.randrange(length), length - 1]))
+
     def submit(self) -> None:
         random = self.random
         room = self.blocks * BLOCK_SIZE + 1  # the last token is never computed
         text = random.choice(self.texts)
         text = text[random.choice([0, 0, 0, BLOCK_SIZE]) :]
         prompt = (text[: random.randint(0, len(text))] + self.text(random.randint(0, 5)))[: room - 1] or [0]
+        reading = self.reading(len(prompt))
         order = Submit(
             id=self.counts["submit"],
             prompt=prompt,
-            max_tokens=random.randint(1, min(room - len(prompt), 24)),
+            reading=reading,
+            max_tokens=random.randint(1, min(room - len(prompt), 24)) - (reading is not None),
             ending_ids=random.sample(range(5 * VOCABULARY), k=random.randint(0, 2)),
             sampling=random.choice(SEEDS),
             priority=self.urgency.choice(self.priorities),
         )
         self.orders[order.id] = order
         self.outputs[order.id] = []
+        self.told[order.id] = []
         self.foreseen[order.id] = foresee(order)
         # Each step moves the oldest: at the latest, it goes when all before it and itself have gone token by token.
         # One step more is lost where drafts failed.
@@ -299,9 +223,13 @@ class World:
         require(delta.id in self.orders, f"sequence {delta.id} speaks after its end")
         require(self.cached.setdefault(delta.id, delta.cached_tokens) == delta.cached_tokens, "the hit changed")
         self.outputs[delta.id] += delta.tokens
+        if delta.finding is not None:
+            self.told[delta.id] += told(delta.finding)
         if delta.finish:
             output, finish = self.outputs[delta.id], delta.finish
             require(finish == "error" or (output, finish) == self.golden(delta.id), "the output is wrong")
+            whole = tell(self.orders[delta.id])
+            require(finish == "error" or self.told[delta.id] == whole, "not all was read")
             self.texts[self.random.randrange(4)] = self.orders[delta.id].prompt + output  # the next turn of the talk
             self.close(delta.id)
 
@@ -309,7 +237,8 @@ class World:
         return golden(self.orders[id], self.foreseen[id])
 
     def close(self, id: int) -> None:
-        output = self.outputs.pop(id)
+        output, said = self.outputs.pop(id), self.told.pop(id)
+        require(said == tell(self.orders[id])[: len(said)], "what was read is wrong")
         self.cached.pop(id, None)
         require(output == self.golden(id)[0][: len(output)], "the output is wrong")
         del self.orders[id], self.foreseen[id]

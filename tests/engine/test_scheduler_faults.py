@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 from simulation import Violation, Watched, World
 
-from model.batch import Chunk, Sample
+from model.batch import Chunk, Finding, Sample
 from server.engine.block_pool import BlockPool, Key, Prefix
 from server.engine.messages import Delta
 from server.engine.sequence import Sequence
+
+Samples = list[Sample] | str
 
 
 class CommitsTooEarly(BlockPool):
@@ -138,45 +140,45 @@ class NeverStopsInTime(Watched):
 
 
 class CommitsRejectedDrafts(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: Samples, finding: Finding | None) -> Delta | None:
         if chunk.drafts and not isinstance(samples, str):
             length = len(sequence.tokens)
             sequence.tokens.extend(chunk.drafts)
             sequence.computed = chunk.end
             self.pool.commit(sequence)
             del sequence.tokens[length:]
-        return super()._advance(sequence, chunk, samples)
+        return super()._advance(sequence, chunk, samples, finding)
 
 
 class CountsARejectedDraft(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
-        delta = super()._advance(sequence, chunk, samples)
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: Samples, finding: Finding | None) -> Delta | None:
+        delta = super()._advance(sequence, chunk, samples, finding)
         if len(samples) <= len(chunk.drafts) and sequence.blocks:
             sequence.computed += 1
         return delta
 
 
 class CountsNoAcceptedDraft(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
-        delta = super()._advance(sequence, chunk, samples)
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: Samples, finding: Finding | None) -> Delta | None:
+        delta = super()._advance(sequence, chunk, samples, finding)
         if delta and len(delta.tokens) > 1 and sequence.blocks:
             sequence.computed = chunk.stop
         return delta
 
 
 class AcceptsEveryDraft(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: Samples, finding: Finding | None) -> Delta | None:
         if chunk.drafts and not isinstance(samples, str):
             samples = [*map(Sample, chunk.drafts), samples[-1]]
-        return super()._advance(sequence, chunk, samples)
+        return super()._advance(sequence, chunk, samples, finding)
 
 
 class AcceptsDraftsPastTheEnd(Watched):
-    def _advance(self, sequence: Sequence, chunk: Chunk, samples: list[Sample] | str) -> Delta | None:
+    def _advance(self, sequence: Sequence, chunk: Chunk, samples: Samples, finding: Finding | None) -> Delta | None:
         ending_ids = sequence.ending_ids
         if len(samples) > 1:
             sequence.ending_ids = frozenset()
-        delta = super()._advance(sequence, chunk, samples)
+        delta = super()._advance(sequence, chunk, samples, finding)
         sequence.ending_ids = ending_ids
         return delta
 
@@ -196,6 +198,27 @@ class DraftsInBigSteps(Watched):
         if self.limits.drafted_tokens:
             self.limits = replace(self.limits, drafted_tokens=self.limits.step_tokens)
         super()._add_drafts(chunks)
+
+
+class ReadsAgainAfterAPreemption(Watched):
+    def _preempt(self) -> None:
+        reading = self.running[-1].reading
+        if reading is not None:
+            self.running[-1].reading = replace(reading, start=0)
+        super()._preempt()
+
+
+class ForgetsTheSumAtAPreemption(Watched):
+    def _preempt(self) -> None:
+        reading = self.running[-1].reading
+        if reading is not None and reading.total:
+            self.running[-1].reading = replace(reading, total=bytes(16))
+        super()._preempt()
+
+
+class TakesFromTheCacheWhatIsToBeRead(BlockPool):
+    def next_key(self, sequence: Sequence, prefix: Prefix) -> Key | None:
+        return self.key_after(sequence, prefix.contents, len(sequence.tokens) - 1)
 
 
 FAULTS = [
@@ -224,21 +247,34 @@ FAULTS = [
     (DraftsPastTheReach, BlockPool, "beyond what the sequence can reach"),
     (DraftsInBigSteps, BlockPool, "a big step has drafts"),
 ]
+READING_FAULTS = [
+    (ReadsAgainAfterAPreemption, BlockPool, "what was read is wrong|not all was read"),
+    (ForgetsTheSumAtAPreemption, BlockPool, "not all was read"),
+    (Watched, TakesFromTheCacheWhatIsToBeRead, "this step does not compute"),
+]
 BEHAVIOUR = (
     "output is wrong|never computed|computed twice|released twice|order of arrival|does not move"
     "|started first|draft that was rejected|beyond what|big step|what is chosen is not known"
 )
 
 
-def search(scheduler: type[Watched], pool: type[BlockPool]) -> None:
+def search(scheduler: type[Watched], pool: type[BlockPool], *, reads: bool = False) -> None:
     for seed in range(40):
-        World(seed, scheduler, pool).run(2_000)
+        World(seed, scheduler, pool, reads=reads).run(2_000)
 
 
 @pytest.mark.parametrize(("scheduler", "pool", "finding"), FAULTS)
 def test_the_simulation_finds(scheduler: type[Watched], pool: type[BlockPool], finding: str) -> None:
     with pytest.raises((Violation, AssertionError), match=finding):
         search(scheduler, pool)
+
+
+@pytest.mark.parametrize(("scheduler", "pool", "finding"), READING_FAULTS)
+def test_the_simulation_finds_where_prompts_are_read(
+    scheduler: type[Watched], pool: type[BlockPool], finding: str
+) -> None:
+    with pytest.raises((Violation, AssertionError), match=finding):
+        search(scheduler, pool, reads=True)
 
 
 @pytest.mark.parametrize(("scheduler", "pool"), [fault[:2] for fault in FAULTS])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import model.reading as reading_room
 import model.runner as runner_room
 import model.sampling as sampling_room
 from model.batch import Batch, Chunk, Sample, Sampling, StepResult
@@ -19,10 +20,11 @@ from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepare
 from model.kv_cache import BLOCK_SIZE
 from model.philox import uniform
 from model.runner import Runner
+from model.transformer import Transformer
 from server.engine.block_pool import BlockPool, Prefix
 from server.engine.journal import Entry
 from server.engine.loop import Loop
-from server.engine.messages import Submit
+from server.engine.messages import Delta, Submit
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 
@@ -307,3 +309,53 @@ def a_resumed_sequences_output_counts_as_its_prompt(patch: Patch) -> None:
         return Submit(self.run, [*order.prompt, *done], left, order.ending_ids, order.sampling, [], self.cached_tokens)
 
     patch.setattr(Entry, "submit", submit)
+
+
+# What is read of prompts
+
+
+def rows_that_the_cache_has_are_not_read(patch: Patch) -> None:
+    plain = BlockPool.share
+
+    def share(self: BlockPool, sequence: Sequence, prefix: Prefix) -> None:
+        plain(self, sequence, prefix)
+        if sequence.reading is not None:
+            sequence.reading = replace(sequence.reading, start=max(sequence.reading.start, sequence.computed))
+
+    patch.setattr(Sequence, "reusable", property(lambda self: len(self.tokens) - 1))
+    patch.setattr(BlockPool, "share", share)
+
+
+def a_preempted_prompt_is_read_from_its_beginning(patch: Patch) -> None:
+    plain = Scheduler._preempt
+
+    def preempt(self: Scheduler) -> None:
+        sequence = self.running[-1]
+        sequence.reading = sequence.reading and replace(sequence.reading, start=0)
+        plain(self)
+
+    patch.setattr(Scheduler, "_preempt", preempt)
+
+
+def what_was_told_is_told_by_the_next_engine_too(patch: Patch) -> None:
+    plain = Entry.hear
+
+    def hear(self: Entry, delta: Delta) -> None:
+        order = self.order
+        plain(self, delta)
+        self.order = order
+
+    patch.setattr(Entry, "hear", hear)
+
+
+def the_rows_of_a_slice_are_judged_by_its_first(patch: Patch) -> None:
+    plain = Transformer.logits
+
+    def logits(self: Transformer, x_TD: Tensor) -> Tensor:
+        return plain(self, x_TD if len(x_TD) < 4 else x_TD[:1].expand(len(x_TD), -1))
+
+    patch.setattr(Transformer, "logits", logits)
+
+
+def hidden_states_are_counted_in_eighths(patch: Patch) -> None:
+    patch.setattr(reading_room, "_UNIT", 8.0)

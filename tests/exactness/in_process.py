@@ -28,6 +28,8 @@ class Answer:
     logprobs: list[Logprobs]
     finish: str | None  # None where it was cancelled
     cached_tokens: int = field(compare=False)
+    read: list[tuple[Logprobs, int]] = field(default_factory=list)  # of the prompt: each token's, with its rank
+    vector: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +67,26 @@ class Model:
             (self._alone[key],) = self.run([order])
         return self._alone[key]
 
+    def deltas(self, order: Order, setting: Setting) -> list[Delta]:
+        """What is told of one step by step."""
+        return self._wire([order], setting, Events()).deltas(0)
+
     def run(
         self, orders: Sequence[Order | Submit], setting: Setting | None = None, events: Events | None = None
     ) -> list[Answer]:
         """What one engine says to all of them. Every block holds NaN until something is stored in it."""
-        setting, events = setting or Setting(), events or Events()
+        wire = self._wire(orders, setting or Setting(), events or Events())
+        self.preempted = wire.preempted
+        return wire.answers()
+
+    def _wire(self, orders: Sequence[Order | Submit], setting: Setting, events: Events) -> "_Wire":
         limits = Limits(64, setting.step_tokens, DRAFTED_TOKENS)
         scheduler = Scheduler(limits, BlockPool(setting.blocks))
         self.runner.cache.poison(list(range(BLOCKS)))
         wire = _Wire(scheduler, [_submit(place, order) for place, order in enumerate(orders)], events)
         wire.go_on()
         Loop(wire, _Watched(self.runner, events.before), scheduler, check=True).run()
-        self.preempted = wire.preempted
-        return wire.answers()
+        return wire
 
 
 def _submit(place: int, order: Order | Submit) -> Submit:
@@ -91,6 +100,7 @@ def _submit(place: int, order: Order | Submit) -> Submit:
         order.sampling,
         adapter=order.adapter,
         salt=order.salt,
+        reading=order.reading,
     )
 
 
@@ -126,6 +136,10 @@ class _Wire:
     def answers(self) -> list[Answer]:
         self._near.close()
         return [_joined(deltas) for deltas in self._deltas]
+
+    def deltas(self, place: int) -> list[Delta]:
+        self._near.close()
+        return self._deltas[place]
 
     def fileno(self) -> int:
         return self._near.fileno()
@@ -163,9 +177,12 @@ class _Wire:
 
 
 def _joined(deltas: list[Delta]) -> Answer:
+    findings = [delta.finding for delta in deltas if delta.finding is not None]
     return Answer(
         tokens=[token for delta in deltas for token in delta.tokens],
         logprobs=[entry for delta in deltas for entry in delta.logprobs or []],
         finish=deltas[-1].finish if deltas else None,
         cached_tokens=deltas[-1].cached_tokens if deltas else 0,
+        read=[told for each in findings for told in zip(each.logprobs, each.ranks, strict=True)],
+        vector=b"".join(each.vector for each in findings),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import api_faults as api
 import engine_faults as engine
 import pytest
+import test_readings as readings
 import test_relations as relations
 from in_process import Model
 from loading import load_family
@@ -82,6 +83,21 @@ ENGINE_FAULTS: dict[Relation, list[Plant]] = {
     relations.test_m20_one_request_under_changing_load_has_one_answer: [
         engine.a_reduction_split_where_there_are_many_rows,
     ],
+    readings.test_in_any_company_and_any_chunks: [
+        engine.the_rows_of_a_slice_are_judged_by_its_first,
+    ],
+    readings.test_what_is_read_is_computed_and_all_before_may_come_from_the_cache: [
+        engine.rows_that_the_cache_has_are_not_read,
+    ],
+    readings.test_a_preempted_prompt_goes_on_where_it_was_read_to: [
+        engine.a_preempted_prompt_is_read_from_its_beginning,
+    ],
+    readings.test_an_engine_that_dies_tells_nothing_twice_and_leaves_nothing_untold: [
+        engine.what_was_told_is_told_by_the_next_engine_too,
+    ],
+    readings.test_vectors_are_the_hidden_states_pooled_and_of_length_1: [
+        engine.hidden_states_are_counted_in_eighths,
+    ],
 }
 API_FAULTS: dict[Relation, list[Plant]] = {
     partial(relations.test_m06_a_stream_adds_up_to_the_unstreamed_text, text=relations.TEXTS[2]): [
@@ -117,7 +133,7 @@ def pairs(faults: dict[Relation, list[Plant]]) -> Any:
 def assert_broken(relation: Callable[[], None]) -> None:
     with pytest.raises(AssertionError) as failure:
         relation()
-    assert failure.traceback[-1].path.name == "test_relations.py", failure.getrepr()
+    assert failure.traceback[-1].path.name in ("test_relations.py", "test_readings.py"), failure.getrepr()
 
 
 @pytest.fixture(scope="module")

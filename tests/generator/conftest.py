@@ -26,6 +26,7 @@ def tokenizer() -> Tokenizer:
         name="bytes",
         family="none",
         vocab_size=260,
+        dim=8,
         context_length=LONGEST,
         tokenizer=library.to_str(),
         chat_template=None,

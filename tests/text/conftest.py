@@ -28,6 +28,7 @@ def card_of(library: Tokenizer, rows_beyond: int = ROWS_BEYOND) -> ModelCard:
         name="tiny",
         family="llama",
         vocab_size=library.get_vocab_size() + rows_beyond,
+        dim=8,
         context_length=64,
         tokenizer=library.to_str(),
         chat_template=None,

@@ -120,6 +120,7 @@ async def test_no_merge_builds_a_special_token_out_of_text(template: ChatTemplat
         name="tiny",
         family="llama",
         vocab_size=len(pieces),
+        dim=8,
         context_length=64,
         tokenizer=library.to_str(),
         chat_template=None,
