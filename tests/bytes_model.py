@@ -24,9 +24,9 @@ def bytes_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_bytes_model(folder: Path) -> Path:
+def write_bytes_model(folder: Path, longest: int = LONGEST) -> Path:
     """With random weights, for servers that compute."""
-    config = {"vocab_size": VOCABULARY, "eos_token_id": EOS, "max_position_embeddings": LONGEST}
+    config = {"vocab_size": VOCABULARY, "eos_token_id": EOS, "max_position_embeddings": longest}
     write_tiny_model(folder, config=TINY | config)
     bytes_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS | {"chat_template": TEMPLATE}))

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from write_clients import COLUMNS, proofs, table
+
 from server.app import create_app
 from server.cli import _parser
 from server.config import ServeOptions, options_table
@@ -14,6 +16,13 @@ README = (ROOT / "README.md").read_text()
 def test_the_options_table_is_the_codes_own() -> None:
     table = README.split("<!-- options: ")[1].split("-->\n", 1)[1].split("<!-- end of options -->")[0].strip()
     assert table == options_table(ServeOptions), "run: python -P tests/write_options.py"
+
+
+def test_the_table_of_clients_is_that_of_their_tests() -> None:
+    written = README.split("<!-- clients: ")[1].split("-->\n", 1)[1].split("<!-- end of clients -->")[0].strip()
+    assert written == table(), "run: python -P tests/write_clients.py"
+    files = [path for path in (ROOT / "tests/conformance").rglob("*test*.*") if path.suffix in (".py", ".mjs")]
+    assert {what for path in files for what in proofs(path.read_text())} <= set(COLUMNS)
 
 
 def test_every_path_in_the_tree_exists() -> None:

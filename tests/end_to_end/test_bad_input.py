@@ -17,7 +17,7 @@ from soak import mutations
 from support import RunningServer, running_server, wait_until
 
 OPTIONS = (*mutations.SERVER, "--served-model-name", "bytes")
-CHOICES = 16
+LONG = 2**15  # tokens, of which one sequence takes its time
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def test_what_can_never_fit_the_cache_is_refused_at_once(bytes_model: Path) -> N
         assert faults(small.port, rows_for("small")) == []
 
 
-def test_a_full_and_then_a_draining_server_say_when_to_come_back(bytes_model: Path) -> None:
-    one = ("--max-sequences", "1", "--max-queue", str(CHOICES - 1))
-    with running_server("--model", str(bytes_model), *OPTIONS, *one) as server:
+def test_a_full_and_then_a_draining_server_say_when_to_come_back(tmp_path: Path) -> None:
+    model = write_bytes_model(tmp_path / "bytes", LONG)
+    with running_server("--model", str(model), *OPTIONS, "--max-sequences", "1", "--max-queue", "1") as server:
         with occupied(server):
             assert faults(server.port, rows_for("full")) == []
             server.process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_full_and_then_a_draining_server_say_when_to_come_back(bytes_model: Pa
 @contextlib.contextmanager
 def occupied(server: RunningServer) -> Iterator[None]:
     """While one request's choices fill the batch and the queue."""
-    body = {"prompt": "a", "n": CHOICES, "max_tokens": 500, "ignore_eos": True, "stream": True}
+    body = {"prompt": "a", "n": 2, "max_tokens": LONG - 9, "ignore_eos": True, "stream": True}
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
         events = answer.iter_bytes()  # whose end would end the request

@@ -1,0 +1,49 @@
+"""LangChain's package for OpenAI, unchanged, against a real server with the default model."""
+
+import openai
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_openai import ChatOpenAI
+from support import RunningServer
+
+ASKED = "What is the capital of France?"
+PARIS = "The capital of France is Paris."
+
+
+@pytest.fixture(scope="module")
+def chat(base_url: str, model: str) -> ChatOpenAI:
+    return ChatOpenAI(base_url=base_url, api_key="none", model=model, temperature=0, max_retries=0)
+
+
+@pytest.mark.proves("answers")
+def test_a_question_is_answered_and_counted(chat: ChatOpenAI) -> None:
+    answer = chat.invoke(ASKED)
+    assert answer.content == PARIS
+    assert answer.usage_metadata["total_tokens"] > 0
+    assert answer.response_metadata["finish_reason"] == "stop"
+
+
+@pytest.mark.proves("answers")
+async def test_questions_in_a_batch(chat: ChatOpenAI) -> None:
+    answers = await chat.abatch([ASKED, [HumanMessage(ASKED), AIMessage(PARIS), HumanMessage("Thanks. Once more?")]])
+    assert answers[0].content == PARIS
+    assert answers[1].content
+
+
+@pytest.mark.proves("streams")
+def test_a_stream_says_what_a_whole_answer_says(chat: ChatOpenAI) -> None:
+    chunks = list(chat.stream(ASKED, stream_usage=True))
+    assert "".join(chunk.content for chunk in chunks) == PARIS
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
+
+
+@pytest.mark.proves("errors")
+def test_a_refusal_is_the_error_of_openais_package(chat: ChatOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        chat.invoke(ASKED, temperature=3)
+
+
+@pytest.mark.proves("retries")
+def test_a_full_server_is_asked_again_after_the_time_it_names(busy_server: RunningServer) -> None:
+    chat = ChatOpenAI(base_url=f"{busy_server.url}/v1", api_key="none", model="narrow", max_retries=10, max_tokens=1)
+    assert chat.invoke(ASKED).response_metadata["finish_reason"] == "length"
