@@ -166,7 +166,7 @@ def test_what_is_ready_in_one_step_is_sent_as_one_body_chunk(held):
 def test_a_client_that_leaves_while_its_prompt_is_read_stops_the_reading(talking, monkeypatch):
     reading, stopped = Future(), Future()
 
-    async def read_for_ever(prompt: str) -> list[int]:
+    async def read_for_ever(prompt: str, suffix: str | None) -> list[int]:
         reading.set_result(prompt)
         try:
             await asyncio.Event().wait()

@@ -201,19 +201,16 @@ class DraftsInBigSteps(Watched):
 
 
 class ReadsAgainAfterAPreemption(Watched):
-    def _preempt(self) -> None:
-        reading = self.running[-1].reading
-        if reading is not None:
-            self.running[-1].reading = replace(reading, start=0)
-        super()._preempt()
+    def _preempt(self, sequence: Sequence) -> None:
+        sequence.reading = sequence.reading and replace(sequence.reading, start=0)
+        super()._preempt(sequence)
 
 
 class ForgetsTheSumAtAPreemption(Watched):
-    def _preempt(self) -> None:
-        reading = self.running[-1].reading
-        if reading is not None and reading.total:
-            self.running[-1].reading = replace(reading, total=bytes(16))
-        super()._preempt()
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence.reading is not None and sequence.reading.total:
+            sequence.reading = replace(sequence.reading, total=bytes(16))
+        super()._preempt(sequence)
 
 
 class TakesFromTheCacheWhatIsToBeRead(BlockPool):

@@ -259,9 +259,8 @@ def what_was_computed_before_a_preemption_counts_as_computed(patch: Patch) -> No
 def a_preempted_sequence_forgets_its_output(patch: Patch) -> None:
     plain = Scheduler._preempt
 
-    def preempt(self: Scheduler) -> None:
-        plain(self)
-        sequence = self.waiting[0]
+    def preempt(self: Scheduler, sequence: Sequence) -> None:
+        plain(self, sequence)
         del sequence.tokens[sequence.prompt_length :]
         sequence.drafter = None
 
@@ -329,10 +328,9 @@ def rows_that_the_cache_has_are_not_read(patch: Patch) -> None:
 def a_preempted_prompt_is_read_from_its_beginning(patch: Patch) -> None:
     plain = Scheduler._preempt
 
-    def preempt(self: Scheduler) -> None:
-        sequence = self.running[-1]
+    def preempt(self: Scheduler, sequence: Sequence) -> None:
         sequence.reading = sequence.reading and replace(sequence.reading, start=0)
-        plain(self)
+        plain(self, sequence)
 
     patch.setattr(Scheduler, "_preempt", preempt)
 
