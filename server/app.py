@@ -1,5 +1,6 @@
 """How the HTTP side is put together: routes, what stands around them, and the engine's life within the app's."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -65,9 +66,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        watching = asyncio.create_task(metrics.watch_loop())
         try:
             yield
         finally:
+            watching.cancel()
             await service.streams.close()
             await engine.stop()
 

@@ -1,5 +1,6 @@
 """Every series that the server exposes, declared once; vLLM's names for them are computed when they are read."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -22,6 +23,7 @@ END_REASONS: tuple[EndReason, ...] = ("stop", "length", "error", "disconnect")
 GAPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0)
 WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
 LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+LAG_PERIOD_S = 0.25
 STEP_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 # Gateways and autoscalers look for vLLM's names first. Counters stand here without their suffix `_total`.
@@ -190,6 +192,7 @@ class Metrics(Collector):
         self._prefill = seconds("request_prefill", "From the first step to the first token.")
         self._decode = seconds("request_decode", "From the first token to the last.")
         self._step = seconds("step", "One engine step.", GAPS)
+        self._loop_lag = seconds("event_loop_lag", "By how much the event loop wakes a sleeper too late.", GAPS)
 
     def _declare_lengths(self, registry: CollectorRegistry) -> None:
         def tokens(name: str, what: str, buckets: tuple[int, ...] = LENGTHS) -> Histogram:
@@ -223,6 +226,13 @@ class Metrics(Collector):
             self._prefill.observe(prefill_s)
         if decode_s is not None:
             self._decode.observe(decode_s)
+
+    async def watch_loop(self) -> None:
+        """Observes how late the running event loop is, until cancelled."""
+        while True:
+            due = time.monotonic() + LAG_PERIOD_S
+            await asyncio.sleep(LAG_PERIOD_S)
+            self._loop_lag.observe(max(0.0, time.monotonic() - due))
 
     def request_accepted(self, arrived: float) -> RequestMeter:
         """A request is in the engine's queue; `arrived` is `time.monotonic()` when its body was read."""

@@ -1,13 +1,15 @@
 """The series: their names, what moves them, and that every request ends once."""
 
+import asyncio
 import re
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.messages import Ready
 from server.generator import Piece, Usage
-from server.metrics import VLLM_NAMES, Metrics
+from server.metrics import LAG_PERIOD_S, VLLM_NAMES, Metrics
 
 UNITS = ("seconds", "tokens", "ratio", "info", "blocks", "running", "waiting")
 READY = Ready(
@@ -102,6 +104,16 @@ def test_a_step_shows_the_engines_state(metrics, stats):
     assert value(metrics, "headrace_step_seconds_sum") == pytest.approx(0.004)
     assert value(metrics, "headrace_step_length_tokens_sum") == 7
     assert 0 <= value(metrics, "headrace_engine_last_step_age_seconds") < 60
+
+
+async def test_an_event_loop_that_is_kept_busy_is_seen_to_lag(metrics):
+    watching = asyncio.create_task(metrics.watch_loop())
+    await asyncio.sleep(0)
+    time.sleep(LAG_PERIOD_S + 0.1)  # noqa: ASYNC251  the fault to be seen
+    await asyncio.sleep(0.001)
+    watching.cancel()
+    assert value(metrics, "headrace_event_loop_lag_seconds_count") == 1
+    assert value(metrics, "headrace_event_loop_lag_seconds_sum") >= 0.1
 
 
 def test_a_request_is_followed_from_its_first_piece_to_its_one_end(metrics):

@@ -1,0 +1,29 @@
+"""Fixtures of this folder, which lets its tests share its helpers, since test folders are no packages."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import RunningServer, running_server
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from monitoring import Prometheus, debian_program, watching
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    return debian_program("prometheus", "usr/bin/promtool")
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path) -> Iterator[RunningServer]:
+    with running_server("--model", str(tiny_model), "--check-invariants") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with watching(server, tmp_path_factory.mktemp("prometheus")) as prometheus:
+        yield prometheus
