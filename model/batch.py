@@ -1,5 +1,6 @@
 """What crosses between scheduling and computing: plain data, and the only file that both sides know."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -26,6 +27,7 @@ class Sampling:
     grammar: str | None = None  # what the whole output has to follow, as llguidance takes it
     min_tokens: int = 0  # the output's first so many tokens are none of `ending_ids`
     ending_ids: tuple[int, ...] = ()  # the tokens that would end the request
+    last_resort_ids: tuple[int, ...] = ()  # chosen only where a mask allows nothing else, as are `ending_ids` too early
     seed: int = 0
     top_logprobs: int | None = None  # alternatives to report beside the chosen token's logprob; None reports neither
 
@@ -59,6 +61,8 @@ class Chunk:
     `tokens` is the scheduler's own list of all that is known of the sequence: the model reads it and never writes.
     `blocks[p // block_size]` is the KV block of position p; every position below `start` is already in the cache.
     With `sampling` the chunk reaches the end of what is known, and the step chooses the token at position `stop`.
+    With `masks` the choices are bound: it waits for, and gives, one mask a row that chooses, of which bit `i % 8` of
+    byte `i // 8` is set where token i is allowed; a mask without bytes allows none.
     Drafts are guesses at the tokens from `stop` on. Where the choice is the first draft, the step chooses the token
     after it as well, and so on up to the first choice that is no draft: the choices are those of a step each.
     """
@@ -72,6 +76,12 @@ class Chunk:
     drafts: tuple[int, ...] = ()  # empty without `sampling`; `blocks` has room for them
     adapter: str | None = None  # the digest of the one it is computed with
     reading: Reading | None = None  # starts at or after `start`
+    masks: Callable[[], list[bytes]] | None = None  # None without `sampling`
+
+    @property
+    def output(self) -> list[int]:
+        """What has been chosen before this step."""
+        return self.tokens[self.prompt_length : self.stop]
 
     @property
     def end(self) -> int:
@@ -132,6 +142,12 @@ class Finding:
     ranks: list[int] = field(default_factory=list)  # of the same tokens; 1 is the likeliest
     total: bytes = b""  # for the next step's `reading`
     vector: bytes = b""  # fp32, little-endian; with the last row
+
+
+class DeadEnd(str):
+    """Why no token was chosen where that is the request's own doing: what it asks for leaves none."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Which token comes next: penalties, truncation and the draw, one row at a time.
 
 A row is judged alone: nothing here reduces over several rows, so a request's tokens cannot depend on its neighbours.
-Order: bias and penalties; temperature; top-k; top-p of what is left; min-p; one draw keyed by seed and position.
+Order: bias and penalties; what is forbidden (`restriction.py`); temperature; top-k; top-p of what is left; min-p; one
+draw keyed by seed and position. Log probabilities are those of the model before any of it: under a grammar too, so
+that a token chosen for want of others is seen to have been unlikely.
 """
 
 import math
@@ -10,8 +12,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from model.batch import GREEDY, Chunk, Logprobs, Sample, Sampling
+from model.batch import GREEDY, Chunk, DeadEnd, Logprobs, Sample, Sampling
 from model.philox import uniform
+from model.restriction import allowed
 
 # Shapes: S rows of a chunk that choose, V vocabulary, K candidates
 
@@ -27,8 +30,9 @@ def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sampl
     again without the draft.
     """
     samples: list[Sample] = []
-    for accepted, (logits_V, best) in enumerate(zip(logits_SV, best_S, strict=True)):
-        sample = choose(logits_V, best, chunk.knowing(accepted))
+    masks = chunk.masks() if chunk.masks else [None] * len(best_S)
+    for accepted, (logits_V, best, mask) in enumerate(zip(logits_SV, best_S, masks, strict=True)):
+        sample = choose(logits_V, best, chunk.knowing(accepted), mask)
         if isinstance(sample, str):
             return samples or sample
         samples.append(sample)
@@ -37,15 +41,21 @@ def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sampl
     return samples
 
 
-def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample | str:
-    """The token after the chunk, from fp32 logits of which `best` is the largest; an error in words where it is -1."""
+def choose(logits_V: Tensor, best: int, chunk: Chunk, mask: bytes | None = None) -> Sample | str:
+    """The token after the chunk, from fp32 logits of which `best` is the largest; an error in words where it is -1.
+
+    `mask` is the row's of `chunk.masks`.
+    """
     assert chunk.sampling is not None
     sampling = chunk.sampling
     if best < 0:
         return "the model computed logits that are not finite"
     adjusted_V = _adjust(logits_V, chunk, sampling)
-    if adjusted_V is not logits_V and bool(torch.isneginf(adjusted_V).all()):
-        return "every token would end the output, which min_tokens forbids"
+    allowed_V = allowed(chunk, mask, like=logits_V)
+    if allowed_V is not None:
+        if not bool(allowed_V.any()):
+            return DeadEnd("what the request allows and forbids leaves no token to choose")
+        adjusted_V = torch.where(allowed_V, adjusted_V, -torch.inf)
     if sampling.temperature == GREEDY:
         token = best if adjusted_V is logits_V else int(torch.argmax(adjusted_V))
     else:
@@ -56,12 +66,10 @@ def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample | str:
 
 
 def _adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
-    """Logits after bias, penalties and the ban on ending early; the very same tensor where nothing applies."""
-    output = chunk.tokens[chunk.prompt_length : chunk.stop]
-    is_too_short = len(output) < sampling.min_tokens and sampling.ending_ids
+    """Logits after bias and penalties; the very same tensor where nothing applies."""
     has_output_penalty = sampling.presence_penalty or sampling.frequency_penalty
     has_penalty = sampling.repetition_penalty != 1.0 or has_output_penalty
-    if not (sampling.logit_bias or has_penalty or is_too_short):
+    if not (sampling.logit_bias or has_penalty):
         return logits_V
     adjusted_V = logits_V.clone()
     if sampling.logit_bias:
@@ -72,12 +80,9 @@ def _adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
         scores = adjusted_V[seen]
         penalty = sampling.repetition_penalty  # Keskar et al. 2019, made to lower negative logits too
         adjusted_V[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
-    if has_output_penalty and output:
-        counts = Counter(output)
+    if has_output_penalty and (counts := Counter(chunk.output)):
         penalties = [sampling.presence_penalty + sampling.frequency_penalty * count for count in counts.values()]
         adjusted_V[list(counts)] -= torch.tensor(penalties, device=logits_V.device)
-    if is_too_short:
-        adjusted_V[list(sampling.ending_ids)] = float("-inf")
     return adjusted_V
 
 

@@ -13,7 +13,7 @@ from model.batch import Finding, Reading, Sampling
 from server.engine.client import EngineClient
 from server.engine.messages import Delta
 from server.engine.streams import Order, TokenStream
-from server.errors import InternalError, PromptTooLong
+from server.errors import BadRequest, InternalError, PromptTooLong
 from server.text.tokenizer import Tokenizer, TokenText
 from server.text.transcript import Transcript
 
@@ -90,15 +90,17 @@ class Generator:
 
         Raises PromptTooLong before anything is queued, and what `EngineClient.submit` raises.
         """
-        eos_ids = () if request.ignore_eos else self._eos_ids
+        is_bound = request.sampling.grammar is not None  # then an end may be all that can follow, whoever ignores it
+        eos_ids = () if request.ignore_eos and not is_bound else self._eos_ids
         ending_ids = tuple(dict.fromkeys((*eos_ids, *request.stop_token_ids)))
+        last_resort_ids = self._eos_ids if request.ignore_eos and is_bound else ()
         orders: list[Order] = []
         readings: Sequence[Reading | None] = request.readings or [None] * len(request.prompts)
         for prompt, reading in zip(request.prompts, readings, strict=True):
             max_tokens = self._allowed_tokens(prompt, request)
             for choice in range(request.n):
                 seed = _wrap_int64(request.sampling.seed + choice)
-                sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids)
+                sampling = replace(request.sampling, seed=seed, ending_ids=ending_ids, last_resort_ids=last_resort_ids)
                 orders.append(
                     Order(
                         prompt,
@@ -269,6 +271,8 @@ class Generation:
             choice.is_over = True
         if delta.finish == "error":
             raise InternalError(f"The server failed on this request: {delta.error}.")
+        if delta.finish == "dead_end":
+            raise BadRequest(f"The answer cannot go on: {delta.error}.", code="no_token_allowed")
         choice.cached_tokens = delta.cached_tokens
         if delta.finding is not None:
             choice.findings.append(delta.finding)

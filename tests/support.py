@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from server.engine.messages import ModelCard
+
 START_TIMEOUT_S = 120.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>{% endfor %}"
@@ -46,6 +48,26 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|bos|>", "<|start|>", "<|end|>"])
     return tokenizer
+
+
+def printable_card() -> ModelCard:
+    """The text side of a model of 96 tokens: ASCII's printable characters, then the end."""
+    symbols = ["Ġ", *map(chr, range(0x21, 0x7F))]  # as ByteLevel writes the blank
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>"])
+    return ModelCard(
+        name="printable",
+        family="none",
+        vocab_size=96,
+        context_length=512,
+        dim=64,
+        tokenizer=tokenizer.to_str(),
+        chat_template=None,
+        special_tokens={},
+        eos_ids=[95],
+    )
 
 
 def write_tiny_model(folder: Path, seed: int = 0, config: dict[str, Any] = TINY) -> Path:

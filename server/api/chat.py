@@ -1,6 +1,5 @@
 """POST /v1/chat/completions: a conversation in, the assistant's next message out."""
 
-import secrets
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -35,7 +34,7 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         stop=body.stop_strings,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=top_logprobs),
+        sampling=await body.bound_sampling(model.tools, top_logprobs=top_logprobs),
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         readings=readings_of([prompt], body.prompt_logprobs, "prompt_logprobs"),

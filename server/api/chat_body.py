@@ -2,27 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from server.api.conversation import Message
-from server.api.refusals import custom
-from server.api.schemas import GenerationBody, Strict, Unsupported, unset
+from server.api.schemas import Unsupported, unset
+from server.api.structure import BoundBody, ResponseFormat
 from server.errors import BadRequest
+from server.grammar.grammars import Grammars
 
 
-def _only_text(kind: str) -> str:
-    if kind != "text":
-        raise custom("unsupported_value", f"Unsupported value: response_format.type '{kind}' is not supported yet.")
-    return kind
-
-
-class ResponseFormat(Strict):
-    type: Annotated[Literal["text", "json_object", "json_schema"], AfterValidator(_only_text)]
-    json_schema: Unsupported = None
-
-
-class ChatBody(GenerationBody):
-    no_effect = GenerationBody.no_effect | {
+class ChatBody(BoundBody):
+    no_effect = BoundBody.no_effect | {
         "metadata",
         "modalities",
         "parallel_tool_calls",
@@ -44,7 +34,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = unset(0)
     """How many of the likeliest alternatives to tell beside each token; only with `logprobs`."""
     response_format: ResponseFormat | None = None
-    """What form the answer has."""
+    """What the answer follows; `structured_outputs` knows more forms."""
     tools: Unsupported = None
     tool_choice: Unsupported = None
     functions: Unsupported = None
@@ -72,8 +62,15 @@ class ChatBody(GenerationBody):
         if self.top_logprobs is not None and not self.logprobs:
             message = "Invalid 'top_logprobs': only allowed when 'logprobs' is true."
             raise BadRequest(message, param="top_logprobs", code="invalid_value")
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            message = "Invalid 'structured_outputs': 'response_format' asks for a form already."
+            raise BadRequest(message, param="structured_outputs", code="invalid_value")
         return self
 
     @property
     def output_limit(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
+
+    async def grammar(self, grammars: Grammars) -> str | None:
+        asked = self.response_format and await self.response_format.grammar(grammars)
+        return asked or await super().grammar(grammars)

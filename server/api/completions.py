@@ -1,7 +1,6 @@
 """POST /v1/completions: prompts in, what comes next out."""
 
 import codecs
-import secrets
 from typing import Annotated, Any, Self, cast
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,6 @@ from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
 from server.api.schemas import (
     MAX_CHOICES,
     MAX_TOKEN_IDS,
-    GenerationBody,
     TokenId,
     check_ids,
     ignored,
@@ -24,6 +22,7 @@ from server.api.schemas import (
 )
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import Chunks, Envelope, json_text, to_json
+from server.api.structure import BoundBody
 from server.errors import BadRequest, HeadraceError
 from server.generator import GenerationRequest, Piece, TokenText, Usage
 
@@ -42,7 +41,7 @@ Prompt = (
 )
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(BoundBody):
     prompt: Annotated[Prompt, Field(union_mode="left_to_right")]
     """A text, token ids, or a list of either: each is continued on its own."""
     max_tokens: Annotated[int, Field(ge=0)] | None = unset(DEFAULT_MAX_TOKENS)
@@ -241,7 +240,7 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         stop=body.stop_strings,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        sampling=body.sampling(seed=secrets.randbits(62), top_logprobs=body.logprobs),
+        sampling=await body.bound_sampling(model.tools, top_logprobs=body.logprobs),
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         readings=readings_of(

@@ -24,7 +24,9 @@ class _RecordedReply:
     def __init__(self, job: Job, path: str, body: GenerationBody, recorder: Recorder) -> None:
         self._job = job
         self._path = path
-        self._request = body.model_dump(mode="json", exclude_unset=True) | {"seed": job.request.sampling.seed}
+        self._request = body.model_dump(mode="json", exclude_unset=True, by_alias=True) | {
+            "seed": job.request.sampling.seed
+        }
         self._recorder = recorder
         self._reply: Reply = job.reply
         self._pieces: list[Piece] = []

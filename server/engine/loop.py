@@ -18,7 +18,9 @@ from model.loading import OpenModel, Report, Request, load, open_model
 from model.memory import MemoryPlan
 from model.runner import Runner
 from server.config import EngineOptions
+from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
+from server.engine.constraint import Constraints
 from server.engine.drafting import DRAFTED_TOKENS
 from server.engine.messages import (
     STACKS_SIGNAL,
@@ -51,11 +53,14 @@ Load = Callable[[OpenModel, MemoryPlan, Report], Runner]
 class Loop:
     """One step after the other for as long as there is work; asleep in the inbox otherwise."""
 
-    def __init__(self, connection: socket.socket, runner: Runner, scheduler: Scheduler, check: bool) -> None:
+    def __init__(
+        self, connection: socket.socket, runner: Runner, scheduler: Scheduler, admission: Admission, check: bool
+    ) -> None:
         self.connection = connection
         self.inbox: Inbox[ToEngine] = Inbox(connection, ToEngine)
         self.runner = runner
         self.scheduler = scheduler
+        self.admission = admission
         self.check = check
         self.violations = 0
         self.failures = 0  # chunks in a row that could not be computed, alone either
@@ -65,20 +70,24 @@ class Loop:
         is_idle = True
         while True:
             try:
-                orders = self.inbox.take(wait=is_idle)
+                orders = self.inbox.take(wait=is_idle and not self.admission)
             except EOFError:
                 return
             for order in orders:
                 self._obey(order)
+            for sequence in self.admission.ready(wait_a_moment=is_idle):
+                self.scheduler.add(sequence)
             is_idle = not self._step()
             if is_idle and any(isinstance(order, Cancel) for order in orders):
                 self._report([], 0.0)  # the books have changed without a step
 
     def _obey(self, order: ToEngine) -> None:
         match order:
-            case Submit():
-                self.scheduler.add(Sequence.of(order))
+            case Submit(sampling=sampling):
+                join = self.scheduler.add if sampling.grammar is None else self.admission.hold
+                join(Sequence.of(order))
             case Cancel(id):
+                self.admission.cancel(id)
                 self.scheduler.cancel(id)
             case Ping():
                 _send(self.connection, Tick())
@@ -177,7 +186,8 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     """Loads, says that it is ready, and works until the API process is gone."""
     report = _Reporter(connection)
     model = open_for(options, report)
-    _send(connection, _card(model))
+    card = _card(model)
+    _send(connection, card)
     memory = model.plan()
     runner = load(model, memory, report)
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
@@ -185,7 +195,7 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     limits = Limits(options.max_sequences, options.step_tokens, drafted_tokens, model.config.context_rate)
     scheduler = Scheduler(limits, pool)
     _send(connection, _ready(model, memory, runner.largest_step_s))
-    Loop(connection, runner, scheduler, options.check_invariants).run()
+    Loop(connection, runner, scheduler, Admission(Constraints(card)), options.check_invariants).run()
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:

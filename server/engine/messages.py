@@ -9,7 +9,7 @@ from model.batch import Finding, Logprobs, Reading, Sampling
 
 STACKS_SIGNAL = signal.SIGUSR1  # the one thing said out of band: write the stacks of your threads to stderr
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error", "dead_end"]  # the last is an error that the request brings about
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -97,7 +97,7 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: list[Logprobs] | None  # one per token where they were asked for
     finish: FinishReason | None
     cached_tokens: int  # prompt tokens that came from the prefix cache
-    error: str | None = None  # with finish "error"
+    error: str | None = None  # with finish "error" and "dead_end"
     finding: Finding | None = None  # what the step has read of the prompt, as far as it is to be told
 
 

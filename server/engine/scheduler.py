@@ -5,7 +5,7 @@ from bisect import insort_left, insort_right
 from collections import deque
 from dataclasses import dataclass, replace
 
-from model.batch import Batch, Chunk, Finding, Sample, StepResult
+from model.batch import Batch, Chunk, DeadEnd, Finding, Sample, StepResult
 from server.engine.block_pool import BlockPool, Key
 from server.engine.drafting import price
 from server.engine.messages import Delta, FinishReason, Stats
@@ -87,6 +87,7 @@ class Scheduler:
         self._secure_blocks()
         chunks = self._fill()
         self._add_drafts(chunks)
+        self._add_masks(chunks)
         self._step_tokens = sum(map(len, chunks))
         self._batch = Batch(chunks)
         return self._batch
@@ -232,10 +233,16 @@ class Scheduler:
         for place, (sequence, chunk) in enumerate(zip(self.running, chunks, strict=True)):
             if chunk.sampling and len(chunk) == 1 and sequence.drafter:
                 most = min(room // len(chunks), sequence.reach - len(sequence.tokens))
-                drafts = sequence.drafter.propose(most, price(rows))
+                drafts = sequence.propose(most, price(rows))
                 drafts = drafts[: self._make_room(sequence, len(drafts))]
                 chunks[place] = replace(chunk, drafts=drafts)
                 self.drafts_proposed += len(drafts)
+
+    def _add_masks(self, chunks: list[Chunk]) -> None:
+        """Lets it be computed, while the step is, which tokens a grammar allows after each row that chooses."""
+        for place, (sequence, chunk) in enumerate(zip(self.running, chunks, strict=True)):
+            if chunk.sampling and sequence.constraint is not None:
+                chunks[place] = replace(chunk, masks=sequence.constraint.masks(chunk.drafts))
 
     def _make_room(self, sequence: Sequence, drafts: int) -> int:
         """How many of so many drafts have their place in a block.
@@ -277,9 +284,11 @@ class Scheduler:
         if chunk.drafts:
             sequence.drafter = None
             return None
-        self.pool.forget(sequence)  # what misled it may stand in any block it read
+        is_dead_end = isinstance(error, DeadEnd)
+        if not is_dead_end:
+            self.pool.forget(sequence)  # what misled it may stand in any block it read
         self._leave(sequence)
-        return self._delta(sequence, [], "error", error=error)
+        return self._delta(sequence, [], "dead_end" if is_dead_end else "error", error=str(error))
 
     def _delta(
         self,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from model.batch import Chunk, Finding, Reading, Sample, Sampling
+from server.engine.constraint import Constraint
 from server.engine.drafting import Drafter
 from server.engine.messages import FinishReason, Submit
 
@@ -34,6 +35,7 @@ class Sequence:
     cached_tokens: int | None = None  # prompt tokens that the prefix cache had; None until the first start
     drafter: Drafter | None = field(init=False)  # None once drafts are not to be trusted
     has_started: bool = False  # it has been in a step of this engine
+    constraint: Constraint | None = None  # set before the first step where `sampling` has a grammar
 
     def __post_init__(self) -> None:
         self.drafter = Drafter(self.tokens, self.prompt_length)
@@ -82,15 +84,28 @@ class Sequence:
     @property
     def finish(self) -> FinishReason | None:
         """Why there is nothing more to choose, if so; what chooses nothing ends when all of it is computed."""
-        if self.output_length and self.tokens[-1] in self.ending_ids:
+        if self.output_length and (self.tokens[-1] in self.ending_ids or self._is_complete):
             return "stop"
         is_full = self.output_length >= self.max_tokens if self.max_tokens else not self.pending
         return "length" if is_full else None
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.constraint is not None and self.constraint.is_complete
+
+    def propose(self, most: int, price: float) -> tuple[int, ...]:
+        """Guesses at the next tokens, at most so many, which pay at this price and which the grammar allows."""
+        assert self.drafter is not None, "drafts are not to be trusted"
+        if self.constraint is None:
+            return self.drafter.propose(most, price)
+        return self.constraint.forced(most) or self.constraint.admissible(self.drafter.propose(most, price))
 
     def accept(self, samples: list[Sample]) -> list[Sample]:
         """Adds what a step chose, as far as the end, and returns that; all of it but the last is computed already."""
         for count, sample in enumerate(samples, 1):
             self.tokens.append(sample.token)
+            if self.constraint is not None and sample.token not in self.ending_ids:
+                self.constraint.accept(sample.token)
             if self.finish:
                 return samples[:count]
         return samples
@@ -101,7 +116,10 @@ class Sequence:
         self.reading = self.reading.after(finding.rows, self.prompt_length, finding.total)
 
     def chunk(self, amount: int) -> Chunk:
-        """The next `amount` pending tokens; the last of them lets the step choose the token that follows."""
+        """The next `amount` pending tokens; the last of them lets the step choose the token that follows.
+
+        What a grammar allows there is for the scheduler to add, with the drafts.
+        """
         stop = self.computed + amount
         sampling = self.sampling if stop == len(self.tokens) and self.max_tokens else None
         return Chunk(

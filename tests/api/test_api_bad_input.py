@@ -96,6 +96,7 @@ def test_too_large_a_body_without_a_length_is_refused_on_the_way(served):
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
+TREE = {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}
 GOOD = [
     ("chat", {"temperature": 1e-12}),
     ("chat", {"temperature": 0, "n": 4}),
@@ -112,6 +113,13 @@ GOOD = [
     ("chat", {"max_tokens": 5, "max_completion_tokens": 5}),
     ("chat", {"logprobs": True, "top_logprobs": 0}),
     ("chat", {"logprobs": False, "response_format": {"type": "text"}, "model": "bytes"}),
+    ("chat", {"response_format": {"type": "json_object"}}),
+    ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": TREE}}}),
+    ("chat", {"response_format": {"type": "text"}, "structured_outputs": {"choice": ["a", "b"]}}),
+    ("chat", {"allowed_token_ids": [1] * 1024, "bad_words": ["x" * 256] * 128}),
+    ("completions", {"structured_outputs": {"json": "{}"}}),
+    ("completions", {"structured_outputs": {"grammar": "start: /a/ start |"}}),
+    ("completions", {"structured_outputs": None, "allowed_token_ids": None, "bad_words": []}),
     ("completions", {"prompt": ""}),
     ("completions", {"prompt": ["a", "b"]}),
     ("completions", {"prompt": [1, 2, 3]}),

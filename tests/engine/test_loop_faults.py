@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 from driving import NEXT, add, scheduler
+from support import printable_card
 
 from model.batch import Batch, Sample, StepResult
+from server.engine.admission import Admission
+from server.engine.constraint import Constraints
 from server.engine.loop import Loop
 
 
@@ -29,7 +32,7 @@ class Failing:
 def loop() -> Iterator[Loop]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        loop = Loop(ours, Failing(), scheduler(), check=False)
+        loop = Loop(ours, Failing(), scheduler(), Admission(Constraints(printable_card())), check=False)
         for id in range(1, 6):
             add(loop.scheduler, id, 3)
         yield loop

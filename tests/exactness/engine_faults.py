@@ -22,6 +22,7 @@ from model.philox import uniform
 from model.runner import Runner
 from model.transformer import Transformer
 from server.engine.block_pool import BlockPool, Prefix
+from server.engine.constraint import Constraint, Constraints
 from server.engine.journal import Entry
 from server.engine.loop import Loop
 from server.engine.messages import Delta, Submit
@@ -173,12 +174,28 @@ def drafts_are_taken_on_trust(patch: Patch) -> None:
 
 
 def min_tokens_is_off_by_one(patch: Patch) -> None:
-    plain = sampling_room._adjust
+    plain = sampling_room.allowed
 
-    def adjust(logits_V: Tensor, chunk: Chunk, sampling: Sampling) -> Tensor:
-        return plain(logits_V, chunk, replace(sampling, min_tokens=sampling.min_tokens - 1))
+    def allowed(chunk: Chunk, mask: bytes | None, *, like: Tensor) -> Tensor | None:
+        assert chunk.sampling is not None
+        sampling = replace(chunk.sampling, min_tokens=chunk.sampling.min_tokens - 1)
+        return plain(replace(chunk, sampling=sampling), mask, like=like)
 
-    patch.setattr(sampling_room, "_adjust", adjust)
+    patch.setattr(sampling_room, "allowed", allowed)
+
+
+def a_draft_is_followed_by_what_may_stand_in_its_place(patch: Patch) -> None:
+    plain = Constraint._compute
+
+    def compute(self: Constraint, drafts: tuple[int, ...]) -> list[bytes]:
+        return [*plain(self, ()), *plain(self, drafts)[:-1]]
+
+    patch.setattr(Constraint, "_compute", compute)
+
+
+def a_resumed_answer_begins_its_grammar_anew(patch: Patch) -> None:
+    plain = Constraints.build
+    patch.setattr(Constraints, "build", lambda self, grammar, output: plain(self, grammar, []))
 
 
 def top_k_keeps_one_more(patch: Patch) -> None:

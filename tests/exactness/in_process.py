@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+from support import printable_card
 
 from model.batch import Batch, Logprobs, StepResult
 from model.kv_cache import KVCache
 from model.runner import Runner
+from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
+from server.engine.constraint import Constraints
 from server.engine.drafting import DRAFTED_TOKENS
 from server.engine.loop import Loop
 from server.engine.messages import Cancel, Delta, FromEngine, Step, Submit, ToEngine
@@ -18,6 +21,7 @@ from server.engine.streams import Order
 from server.engine.wire import frame
 
 BLOCKS = 160
+CONSTRAINTS = Constraints(printable_card())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Model:
         self.runner.cache.poison(list(range(BLOCKS)))
         wire = _Wire(scheduler, [_submit(place, order) for place, order in enumerate(orders)], events)
         wire.go_on()
-        Loop(wire, _Watched(self.runner, events.before), scheduler, check=True).run()
+        Loop(wire, _Watched(self.runner, events.before), scheduler, Admission(CONSTRAINTS), check=True).run()
         return wire
 
 

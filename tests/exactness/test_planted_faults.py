@@ -31,6 +31,7 @@ ENGINE_FAULTS: dict[Relation, list[Plant]] = {
         engine.a_block_in_use_is_given_away,
         engine.drafts_are_taken_on_trust,
         engine.a_rejected_draft_leaves_its_keys_and_values,
+        engine.a_draft_is_followed_by_what_may_stand_in_its_place,
     ],
     relations.test_m02_place_in_the_batch_and_order_of_arrival_do_not_matter: [
         engine.draws_are_keyed_by_the_row_of_the_batch,
@@ -68,6 +69,9 @@ ENGINE_FAULTS: dict[Relation, list[Plant]] = {
     relations.test_m13_an_engine_that_dies_after_any_token_changes_nothing: [
         engine.a_resumed_sequence_loses_its_last_token,
         engine.a_resumed_sequences_output_counts_as_its_prompt,
+    ],
+    relations.test_m13_a_grammar_goes_on_in_another_engine_where_it_was: [
+        engine.a_resumed_answer_begins_its_grammar_anew,
     ],
     relations.test_m14_what_befalls_a_neighbour_befalls_nobody_else: [
         engine.the_blocks_of_a_failed_sequence_stay_findable,

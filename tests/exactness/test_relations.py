@@ -18,6 +18,7 @@ import pytest
 import torch
 from copying_model import PERIOD, ids
 from in_process import Answer, Events, Model, Setting
+from llguidance import LLMatcher
 from scipy import stats
 from serving import Body, Served
 from support import CHAT_TEMPLATE, byte_tokenizer
@@ -26,7 +27,7 @@ from model.batch import Batch, Chunk, Sample, Sampling
 from model.inputs import pack
 from model.sampling import choose
 from server.engine.journal import Journal
-from server.engine.messages import Delta
+from server.engine.messages import Delta, Submit
 from server.engine.streams import Order, TokenStream
 
 BLOCK = 16
@@ -35,7 +36,19 @@ VOCABULARY = 96  # of every tiny model
 SHARED = [(11 * place) % VOCABULARY for place in range(2 * BLOCK)]
 GREEDY = Sampling(temperature=0.0, top_logprobs=2)
 DRAWN = Sampling(seed=5, top_logprobs=2)
+END = VOCABULARY - 1  # where a grammar may end; the other tokens are ASCII's printable characters
+WORDS = LLMatcher.grammar_from_json_schema(  # long stretches of it are forced, and drafts come of those
+    {"type": "array", "minItems": 8, "items": {"enum": ["perhaps", "possibly", "never"]}},
+    overrides={"whitespace_pattern": " ?"},
+)
+NUMBERS = LLMatcher.grammar_from_regex(r"(-?[1-9][0-9]{0,4}(\.[0-9]+)?, )*(0|1)")
+BOUND = [
+    Sampling(seed=10, grammar=WORDS, ending_ids=(END,), top_logprobs=2),
+    Sampling(temperature=0.0, grammar=NUMBERS, ending_ids=(END,), bad_words=((17,), (18, 19)), top_logprobs=2),
+    Sampling(seed=11, allowed_token_ids=tuple(range(40, 60)), bad_words=((41, 42), (50,)), top_logprobs=2),
+]
 SAMPLINGS = [
+    *BOUND,
     GREEDY,
     DRAWN,
     Sampling(seed=9, logit_bias={1: 50.0, 2: 50.0, 3: 50.0}, top_logprobs=2),  # so few words that drafts come and fail
@@ -234,6 +247,16 @@ def test_m13_an_engine_that_dies_after_any_token_changes_nothing(model: Model) -
         resumed = model.run([entry.submit() for entry in journal.due()])
         assert [each.cached_tokens for each in resumed] == [5] * len(depths)
         for depth, rest in zip(depths, resumed, strict=True):
+            assert rest == Answer(answer.tokens[depth:], answer.logprobs[depth:], answer.finish, 0)
+
+
+def test_m13_a_grammar_goes_on_in_another_engine_where_it_was(model: Model) -> None:
+    everyone = [Order(prompt_of(7, 20), 40, [END], kind) for kind in BOUND[:2]]
+    for order, answer in zip(everyone, model.alone(everyone), strict=True):
+        assert order.sampling.grammar != WORDS or len(answer.tokens) > 30
+        outputs = [answer.tokens[:depth] for depth in range(1, len(answer.tokens))]
+        ways = [Submit(0, order.prompt, 40, [END], order.sampling, output) for output in outputs]
+        for depth, rest in enumerate(model.run(ways), 1):
             assert rest == Answer(answer.tokens[depth:], answer.logprobs[depth:], answer.finish, 0)
 
 

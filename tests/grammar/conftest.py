@@ -18,6 +18,7 @@ def card() -> ModelCard:
         family="none",
         vocab_size=library.get_vocab_size() + ROWS_BEYOND,
         context_length=512,
+        dim=64,
         tokenizer=library.to_str(),
         chat_template=None,
         special_tokens={},

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from model.batch import Chunk, Sample, Sampling
+from model.batch import Chunk, DeadEnd, Sample, Sampling
 from model.kernels import Kernels
 from model.philox import uniform
 from model.sampling import _adjust, _candidates, _weights
@@ -165,8 +165,6 @@ def naive_adjustment(logits: list[float], prompt: list[int], output: list[int], 
             found[i] = found[i] / penalty if found[i] > 0 else found[i] * penalty
         found[i] -= sampling.frequency_penalty * output.count(i)
         found[i] -= sampling.presence_penalty if i in output else 0.0
-        if len(output) < sampling.min_tokens and i in sampling.ending_ids:
-            found[i] = float("-inf")
     return found
 
 
@@ -179,8 +177,6 @@ def test_adjustments_are_the_naive_formulas() -> None:
             presence_penalty=float(draw.choice([0.0, 0.5, -1.0])),
             frequency_penalty=float(draw.choice([0.0, 0.25, -0.5])),
             logit_bias={int(i): float(draw.normal()) for i in draw.integers(0, 12, int(draw.integers(0, 4)))},
-            min_tokens=int(draw.choice([0, 4])),
-            ending_ids=(3, 5),
         )
         logits = torch.tensor(draw.normal(size=12), dtype=torch.float32)
         before = logits.clone()
@@ -216,7 +212,9 @@ def test_ending_tokens_are_banned_until_there_are_enough() -> None:
 
 def test_a_row_with_nothing_left_is_an_error_in_words() -> None:
     banned = Sampling(min_tokens=1, ending_ids=tuple(range(8)))
-    assert choose(LOGITS, chunk(banned, [1])) == "every token would end the output, which min_tokens forbids"
+    assert choose(LOGITS, chunk(banned, [1])) == DeadEnd(
+        "what the request allows and forbids leaves no token to choose"
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
