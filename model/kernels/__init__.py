@@ -1,5 +1,7 @@
 """The operations of the forward pass: one name each, a plain form that specifies it, fast forms that override it."""
 
+from importlib.util import find_spec
+
 import torch
 
 from model.kernels import cpu
@@ -19,4 +21,12 @@ def select(device: torch.device, dtype: torch.dtype, activations: str = "int16",
         raise ValueError(f"activations {activations} needs the C++ kernels, which compute in float32 on a CPU")
     # What fast kernels leave to torch is too small to share out, and its threads would fight theirs for the cores.
     torch.set_num_threads(1 if fast else threads or cpu.available_cores())
-    return fast or Kernels(device, dtype)
+    return fast or _gpu(device, dtype) or Kernels(device, dtype)
+
+
+def _gpu(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from model.kernels.triton import TritonKernels  # not for machines without a card: they need no Triton
+
+    return TritonKernels(device, dtype)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 import socket
 import subprocess
@@ -95,13 +94,3 @@ def dashboard_queries() -> dict[str, str]:
         for panel in panels
         for target in panel.get("targets", ())
     }
-
-
-def series_named(text: str) -> set[str]:
-    """The series that a text names, ours and those under vLLM's names."""
-    return set(re.findall(r"\b(?:headrace_[a-z_]+|vllm:[a-z_]+)", text))
-
-
-def exposed_names(metrics: str) -> set[str]:
-    """The names of what /metrics shows."""
-    return {re.split(r"[{ ]", line)[0] for line in metrics.splitlines() if line[0] != "#"}

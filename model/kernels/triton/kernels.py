@@ -1,0 +1,193 @@
+"""The operations of the forward pass in Triton, for GPUs."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
+from model.kernels.triton import attention, matmul, rows
+from model.kernels.triton.packing import BITS, Packed, pack
+from model.quantization import PackedTensor
+
+TILE_ROWS, TILE_OUT, TILE_COLUMNS = 64, 32, 64  # of a product
+NUMBERS = 1024  # of a program that takes numbers one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the chunks of a step lie, on the device; the same for all its layers."""
+
+    spans: list[Span]
+    tiles: Tensor  # int64 [tiles, TILE_FIELDS]
+    tables: Tensor  # int64 [chunks, blocks of the longest]
+    positions: Tensor  # int64 [T]
+    splits: int  # of the longest context
+
+
+class TritonKernels(Kernels):
+    """A row's result has the same bits whatever is computed beside it: no sum's order depends on the batch."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self.name = f"triton-{triton.__version__}+{self.name}"
+        self.is_exact = True
+        self._layout: dict[int, Layout] = {}  # of the last step, by how many rows a tile has
+
+    def prepare(self, weight: Weight) -> Prepared:
+        if isinstance(weight, PackedTensor) and weight.format in BITS:
+            return pack(weight, self.device)
+        return super().prepare(weight)
+
+    def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
+        dense = super().prepared_bytes(shape, dtype)
+        bits = {"Q4_0": 5, "Q4_1": 5, "Q8_0": 8.5}.get(dtype)
+        return dense if bits is None else int(dense / self.dtype.itemsize * bits / 8)
+
+    def embed(self, ids_T: Tensor, weight: Prepared) -> Tensor:
+        if not isinstance(weight, Packed):
+            return super().embed(ids_T, weight)
+        columns = weight.shape[1]
+        y_TD = self._empty(len(ids_T), columns)
+        grid = (len(ids_T), triton.cdiv(columns, NUMBERS))
+        matmul.embed[grid](
+            ids_T, weight.codes, weight.scales, weight.minima, y_TD, columns,
+            BITS=weight.bits, HAS_MINIMA=weight.minima is not None, COLUMNS=NUMBERS,
+        )  # fmt: skip
+        return y_TD
+
+    def linear(self, x_TD: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
+        x_TD = x_TD.contiguous()
+        assert isinstance(weight, Packed | Tensor)
+        (num_rows, columns), out = x_TD.shape, weight.shape[0]
+        y = self._empty(num_rows, out)
+        grid = (triton.cdiv(out, TILE_OUT), triton.cdiv(num_rows, TILE_ROWS))
+        tiles = {"TILE_ROWS": TILE_ROWS, "TILE_OUT": TILE_OUT, "TILE_COLUMNS": TILE_COLUMNS}
+        if isinstance(weight, Tensor):
+            matmul.dense[grid](
+                x_TD, weight, bias, y, num_rows, columns, out, HAS_BIAS=bias is not None, **tiles
+            )  # fmt: skip
+        else:
+            matmul.packed[grid](
+                x_TD, weight.codes, weight.scales, weight.minima, bias, y, num_rows, columns, out,
+                BITS=weight.bits, HAS_MINIMA=weight.minima is not None, HAS_BIAS=bias is not None, **tiles,
+            )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        y = torch.empty_like(x)
+        rows.rms_norm[(x.numel() // width,)](x, weight, y, width, eps, BLOCK=triton.next_power_of_2(width))
+        return y
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        y = torch.empty_like(x)
+        rows.layer_norm[(x.numel() // width,)](
+            x, weight, bias, y, width, eps, HAS_BIAS=bias is not None, BLOCK=triton.next_power_of_2(width)
+        )
+        return y
+
+    def rotate(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+        num_rows, heads, head_dim = x_THd.shape
+        x_THd, half = _adjacent(x_THd), head_dim // 2
+        y = self._empty(num_rows, heads, head_dim)
+        rows.rotate[(num_rows, heads)](
+            x_THd, cos_Td.contiguous(), sin_Td.contiguous(), y, x_THd.stride(0), heads,
+            HALF=half, BLOCK=triton.next_power_of_2(half),
+        )  # fmt: skip
+        return y
+
+    def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
+        if cache.scales is not None:
+            super().store(k_TGd, v_TGd, cache, slots_T)
+            return
+        k_TGd, v_TGd = _adjacent(k_TGd), _adjacent(v_TGd)
+        num_rows, groups, head_dim = k_TGd.shape
+        rows.store[(num_rows, groups)](
+            k_TGd, v_TGd, cache.keys, cache.values, slots_T, k_TGd.stride(0), v_TGd.stride(0), groups,
+            HEAD_DIM=head_dim, POSITIONS=cache.block_size, BLOCK=triton.next_power_of_2(head_dim),
+        )  # fmt: skip
+
+    def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
+        if cache.scales is not None:
+            return super().attention(q_THd, cache, spans, shape)
+        q_THd = _adjacent(q_THd)
+        num_rows, heads, head_dim = q_THd.shape
+        groups, window = cache.keys.shape[1], shape.window or 0
+        padded, dim = triton.next_power_of_2(heads // groups), max(triton.next_power_of_2(head_dim), 16)
+        layout = self._laid_out(spans, attention.TILE // padded)
+        splits = layout.splits
+        out = self._empty(num_rows, heads, head_dim)
+        partial = torch.empty(
+            (num_rows, heads, splits, head_dim + 2) if splits > 1 else 0, dtype=torch.float32, device=self.device
+        )
+        attention.attend[(len(layout.tiles), groups, splits)](
+            q_THd, cache.keys, cache.values, layout.tables, layout.tiles, out, partial,
+            q_THd.stride(0), layout.tables.stride(0), groups, splits, shape.scale, shape.softcap or 0.0, window,
+            SHARED=heads // groups, PADDED=padded, HEAD_DIM=head_dim, BLOCK_DIM=dim, POSITIONS=cache.block_size,
+            TILE=attention.TILE, KEYS=attention.KEYS, SPLIT=attention.SPLIT,
+            num_warps=attention.WARPS, num_stages=attention.STAGES, enable_fp_fusion=False,
+        )  # fmt: skip
+        if splits > 1:
+            attention.combine[(num_rows, heads)](
+                partial, layout.positions, out, heads, splits, window,
+                HEAD_DIM=head_dim, BLOCK_DIM=dim, SPLIT=attention.SPLIT, enable_fp_fusion=False,
+            )  # fmt: skip
+        return out
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        grid = (triton.cdiv(x.numel(), NUMBERS),)
+        rows.activate[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=NUMBERS)
+        return y
+
+    def gate(self, gate_up_TF: Tensor, activation: str) -> Tensor:
+        gate_up_TF = gate_up_TF.contiguous()
+        *leading, both = gate_up_TF.shape
+        y = self._empty(*leading, both // 2)
+        grid = (gate_up_TF.numel() // both, triton.cdiv(both // 2, NUMBERS))
+        rows.gate[grid](gate_up_TF, y, both // 2, ACTIVATION=activation, BLOCK=NUMBERS)
+        return y
+
+    def argmax(self, logits_TV: Tensor) -> Tensor:
+        logits_TV = logits_TV.contiguous()
+        num_rows, width = logits_TV.shape
+        best_T = torch.empty(num_rows, dtype=torch.int64, device=self.device)
+        rows.argmax[(num_rows,)](logits_TV, best_T, width, BLOCK=NUMBERS)
+        return best_T
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _laid_out(self, spans: list[Span], tile_rows: int) -> Layout:
+        """All layers of a step have the same spans, so the last layout is kept."""
+        layout = self._layout.get(tile_rows)
+        if layout is None or layout.spans is not spans:
+            layout = self._lay_out(spans, tile_rows)
+            self._layout = {tile_rows: layout}
+        return layout
+
+    def _lay_out(self, spans: list[Span], tile_rows: int) -> Layout:
+        tiles = [
+            (first, min(tile_rows, span.last_row - first), span.start + first - span.first_row, table)
+            for table, span in enumerate(spans)
+            for first in range(span.first_row, span.last_row, tile_rows)
+        ]
+        positions = [position for span in spans for position in range(span.start, span.stop)]
+        return Layout(
+            spans,
+            torch.tensor(tiles, dtype=torch.int64, device=self.device),
+            torch.nn.utils.rnn.pad_sequence([span.blocks for span in spans], batch_first=True),
+            torch.tensor(positions, dtype=torch.int64, device=self.device),
+            triton.cdiv(max(span.stop for span in spans), attention.SPLIT),
+        )
+
+
+def _adjacent(x_THd: Tensor) -> Tensor:
+    """x with each row's numbers side by side; rows may lie apart, as slices of a wider product do."""
+    _, heads, head_dim = x_THd.shape
+    is_adjacent = x_THd.stride(2) == 1 and (heads == 1 or x_THd.stride(1) == head_dim)
+    return x_THd if is_adjacent else x_THd.contiguous()

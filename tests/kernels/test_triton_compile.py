@@ -1,0 +1,27 @@
+"""Every Triton kernel is compiled for real cards, which need not be there: it lowers, fits, and spills no registers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a program; CUDA C++ Programming Guide, table 27
+
+FRAME_BYTES = 8  # that the assembler may take although registers are left; what does not fit comes in hundreds
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_compile_for(capability: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-P", script, str(capability)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    kernels = json.loads(run.stdout)
+    assert kernels
+    for kernel in kernels:
+        assert kernel["shared"] <= SHARED_BYTES[capability], kernel
+        assert kernel["spilled"] <= FRAME_BYTES, kernel
