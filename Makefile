@@ -50,6 +50,8 @@ soak: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -P -m soak.leaks
 	PYTHONPATH=tests $(BIN)/python -P -m soak.idempotence
 	PYTHONPATH=tests $(BIN)/python -P -m soak.watchdog
+	PYTHONPATH=tests $(BIN)/python -P -m soak.mutations
+	PYTHONPATH=tests $(BIN)/python -P -m soak.negative
 
 clean:
 	rm -rf $(VENV) build dist

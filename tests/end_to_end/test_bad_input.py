@@ -13,7 +13,7 @@ import httpx
 import pytest
 from bad_input import ASKED, KEY, SERVING, Row
 from bytes_model import write_bytes_model
-from soak import mutations
+from soak import mutations, negative
 from support import RunningServer, running_server, wait_until
 
 OPTIONS = (*mutations.SERVER, "--served-model-name", "bytes")
@@ -58,7 +58,13 @@ def test_mutated_requests_are_answered_beside_honest_streams(server: RunningServ
     assert outcome.statuses["200"] > 10
 
 
-def test_the_soak_of_mutations_would_notice() -> None:
+def test_requests_that_the_servers_own_document_forbids_are_refused(server: RunningServer) -> None:
+    outcome = negative.soak(server, 6)
+    assert outcome.faults == []
+    assert all(outcome.examples[operation] for operation in ("POST /v1/chat/completions", "POST /v1/messages"))
+
+
+def test_the_soaks_would_notice(server: RunningServer) -> None:
     """A server that answers all with one fault, whatever it is asked."""
     for answer in (
         b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/plain\r\n\r\nInternal Server Error",
@@ -69,6 +75,10 @@ def test_the_soak_of_mutations_would_notice() -> None:
         with answering(answer) as port:
             mutations.send(port, 8, outcome)
         assert outcome.faults
+    outcome = negative.Outcome()
+    with answering(b"HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\ncontent-length: 0\r\n\r\n") as port:
+        negative.ask(negative.operations(server.url)[0], f"http://127.0.0.1:{port}", 3, 0, outcome)
+    assert len(outcome.faults) == outcome.examples.total()
 
 
 @contextlib.contextmanager
@@ -84,9 +94,11 @@ def answering(answer: bytes) -> Iterator[int]:
 
         thread = threading.Thread(target=answer_all)
         thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def accepted(listening: socket.socket) -> socket.socket | None:
