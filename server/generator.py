@@ -5,7 +5,7 @@ The interface that `server/api/*` and the command line share.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from server.engine.client import EngineClient
 from server.engine.messages import Delta
 from server.engine.streams import Order, TokenStream
 from server.errors import BadRequest, InternalError, PromptTooLong
+from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer, TokenText
 from server.text.transcript import Transcript
 
@@ -34,6 +35,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    shown: Mapping[int, bytes] = field(default_factory=dict)  # special tokens that count as text, by what they say
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None  # a digest
     salt: str = ""
@@ -74,6 +76,7 @@ class Usage:
     prompt_tokens: int  # once per prompt, however many choices
     completion_tokens: int  # of all choices, the tokens that ended them included
     cached_tokens: int  # of the prompts' tokens, those that came from the prefix cache for the prompt's first choice
+    reasoning_tokens: int = 0  # of the completion's, told by whoever reads it
     timings: Timings | None = field(default=None, compare=False)  # told at the end
 
 
@@ -177,7 +180,8 @@ class Generation:
         self._engine = engine
         self._tokenizer = tokenizer
         self._choices = [
-            _Choice(index, order, Transcript(tokenizer.token_bytes, request.stop)) for index, order in enumerate(orders)
+            _Choice(index, order, Transcript(Detokenizer(tokenizer.token_bytes, request.shown), request.stop))
+            for index, order in enumerate(orders)
         ]
         for choice, stream in zip(self._choices, engine.submit(orders[:AT_ONCE]), strict=False):
             choice.stream = stream

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: a conversation in, the assistant's next message out."""
 
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.body import read_body
 from server.api.chat_body import ChatBody
 from server.api.chat_reply import ChatReply, Occasion, Wording
+from server.api.dialogue import dialogue, without_effect
 from server.api.exchange import Answer, Job
 from server.api.prompt_logprobs import readings_of
 from server.api.recording import recorded
@@ -22,9 +24,10 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
     model = await service.generating_model()
     model.check_name(body.model)
     body.check_vocabulary(model.card.vocab_size)
-    rendered = await model.tools.prompts.chat([message.for_template() for message in body.messages])
-    prompt = body.truncated(rendered, service.engine.longest)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    sampling = await body.bound_sampling(model.tools, top_logprobs=top_logprobs)
+    asked = await dialogue(body, model, is_bound=sampling.grammar is not None)
+    prompt = body.truncated(asked.prompt, service.engine.longest)
     request = GenerationRequest(
         prompts=[prompt],
         source="messages",
@@ -34,14 +37,16 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         stop=body.stop_strings,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        sampling=await body.bound_sampling(model.tools, top_logprobs=top_logprobs),
+        shown=asked.shown,
+        sampling=replace(sampling, grammar=asked.grammar or sampling.grammar),
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         readings=readings_of([prompt], body.prompt_logprobs, "prompt_logprobs"),
     )
     provenance = service.provenance(model)
-    reply = wording(Occasion(model.name, provenance.fingerprint, prompt, model.tools.tokenizer))
-    job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
+    reply = wording(Occasion(model.name, provenance.fingerprint, prompt, model.tools.tokenizer, asked.interpreter))
+    unread = without_effect(body, body.messages, model.tools.prompts)
+    job = Job(model.tools.generator, request, reply, bool(body.stream), provenance, unread)
     return recorded(job, "/v1/chat/completions", body, service.recorder)
 
 

@@ -1,21 +1,24 @@
 """What a chat completion's request may hold beside the conversation itself."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from server.api.conversation import Message
+from server.api.conversation import Message, Messages, TemplateFields
 from server.api.schemas import Unsupported, unset
 from server.api.structure import BoundBody, ResponseFormat
+from server.api.tools import NamedTool, ToolChoice
 from server.errors import BadRequest
 from server.grammar.grammars import Grammars
+from server.text.conversation import Conversation
 
 
-class ChatBody(BoundBody):
+class ChatBody(BoundBody, TemplateFields):
     no_effect = BoundBody.no_effect | {
         "metadata",
         "modalities",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -25,7 +28,7 @@ class ChatBody(BoundBody):
         "verbosity",
     }
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)]
+    messages: Messages
     """The conversation so far; the answer is what the assistant says next."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The later name of `max_tokens`. Without either, as many as the context leaves."""
@@ -35,16 +38,20 @@ class ChatBody(BoundBody):
     """How many of the likeliest alternatives to tell beside each token; only with `logprobs`."""
     response_format: ResponseFormat | None = None
     """What the answer follows; `structured_outputs` knows more forms."""
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
+    tool_choice: ToolChoice | None = None
+    """Whether tools may be called, have to be, or which one has to be; only with `tools`, and then `auto` if unset."""
+    parallel_tool_calls: bool | None = unset(True)
+    """Whether an answer may call tools more than once."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How much to think before answering, for models whose chat template knows of it."""
+    include_reasoning: bool | None = unset(True)
+    """Tell the reasoning, as `reasoning_content` and, under its newer name, `reasoning`."""
     functions: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
     web_search_options: Unsupported = None
-    reasoning_effort: Unsupported = None
     metadata: dict[str, str] | None = None
     modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = None
     prediction: dict[str, JsonValue] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -65,7 +72,27 @@ class ChatBody(BoundBody):
         if self.structured_outputs and self.response_format and self.response_format.type != "text":
             message = "Invalid 'structured_outputs': 'response_format' asks for a form already."
             raise BadRequest(message, param="structured_outputs", code="invalid_value")
+        if self.tools is None and self.tool_choice not in (None, "none"):
+            message = "Invalid 'tool_choice': only allowed when 'tools' are declared."
+            raise BadRequest(message, param="tool_choice", code="invalid_value")
+        if self.named_tool is not None and self.named_tool not in [tool.function.name for tool in self.tools or []]:
+            message = f"Invalid 'tool_choice': no tool '{self.named_tool}' is declared."
+            raise BadRequest(message, param="tool_choice.function.name", code="invalid_value")
         return self
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the answer may call tools."""
+        return self.tools is not None and self.tool_choice != "none"
+
+    @property
+    def named_tool(self) -> str | None:
+        """The one that has to be called."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+
+    def conversation(self, messages: Sequence[Message]) -> Conversation:
+        conversation = super().conversation(messages)
+        return conversation if self.calls_tools else replace(conversation, tools=[])
 
     @property
     def output_limit(self) -> int | None:

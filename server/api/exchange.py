@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -66,6 +66,7 @@ class Job:
     reply: Reply
     is_streamed: bool
     provenance: Provenance
+    ignored: list[str] = field(default_factory=list)  # fields that turned out to have no effect here
     on_end: Callable[[str, EndReason, Usage], None] = lambda request_id, reason, usage: None
 
 
@@ -84,7 +85,8 @@ class Answer(Response):
         self._streams = streams
         self._prepare = prepare
         self._arrived = time.monotonic()
-        self._own_headers = ignored_header(ignored)
+        self._ignored = ignored
+        self._own_headers: dict[str, str] = {}
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +104,7 @@ class Answer(Response):
 
     async def _run(self, job: Job, scope: Scope, client: Client, send: Send) -> None:
         """For a connection, or for a stream that outlives its connections."""
+        self._own_headers = ignored_header([*self._ignored, *job.ignored])
         self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
         generation = job.generator.start(job.request)
         scope["state"]["is_accepted"] = True

@@ -17,7 +17,8 @@ STRING, STRINGS, NUMBERS, LISTS, FLAG = "~string", "~strings", "~numbers", "~lis
 OBJECT, OTHER = "~object", "~other"
 TYPES = ("message", "function_call", "function_call_output", "reasoning", "text", "tool_use", "tool_result", "thinking")
 BRANCHES = frozenset({STRING, STRINGS, NUMBERS, LISTS, FLAG, OBJECT, OTHER, *(f"~{kind}" for kind in TYPES)})
-MAPS = frozenset({"logit_bias", "metadata", "prediction"})  # their keys are the client's own: paths stop there
+# Their keys are the client's own: paths stop there.
+MAPS = frozenset({"chat_template_kwargs", "logit_bias", "metadata", "parameters", "prediction"})
 
 EXPECTED = {
     "int_type": "an integer",

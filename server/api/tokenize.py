@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from server.api.answers import json_response
 from server.api.body import read_body
-from server.api.conversation import Message
+from server.api.conversation import Messages, TemplateFields
+from server.api.dialogue import without_effect
 from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored, unset
 from server.api.service import ServedModel, service_of
 from server.errors import BadRequest
@@ -15,14 +16,14 @@ from server.errors import BadRequest
 router = APIRouter()
 
 
-class TokenizeBody(Strict):
+class TokenizeBody(TemplateFields):
     """Either a text or a conversation."""
 
     model: str | None = None
     """The id that /v1/models tells; without it, the model that is served."""
     prompt: str | None = None
     """A text. Either this or `messages` is required."""
-    messages: Annotated[list[Message], Field(min_length=1, max_length=2048, fail_fast=True)] | None = None
+    messages: Messages | None = None
     """A conversation, up to where the assistant speaks next."""
     add_special_tokens: bool | None = unset(True)
     """Put before the text what a completion's prompt has there; conversations bring their own."""
@@ -34,9 +35,13 @@ class TokenizeBody(Strict):
         if (self.prompt is None) == (self.messages is None):
             code = "missing_required_parameter" if self.prompt is None else "invalid_value"
             raise BadRequest("Exactly one of 'prompt' and 'messages' is required.", param="prompt", code=code)
-        if self.messages is not None and self.add_special_tokens is not None:
-            message = "Unsupported parameter: 'add_special_tokens' goes with 'prompt' only."
-            raise BadRequest(message, param="add_special_tokens", code="unsupported_parameter")
+        source, foreign = "prompt", ["add_special_tokens"]
+        if self.messages is None:
+            source, foreign = "messages", sorted(TemplateFields.model_fields)
+        for name in foreign:
+            if getattr(self, name) is not None:
+                message = f"Unsupported parameter: '{name}' goes with '{source}' only."
+                raise BadRequest(message, param=name, code="unsupported_parameter")
         return self
 
 
@@ -49,7 +54,7 @@ class DetokenizeBody(Strict):
 
 async def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:
     if body.messages is not None:
-        return await model.tools.prompts.chat([message.for_template() for message in body.messages])
+        return (await model.tools.prompts.conversation(body.conversation(body.messages))).ids
     assert body.prompt is not None, "the schema asks for one of the two"
     add_special_tokens = body.add_special_tokens is not False
     return await model.tools.tokenizer.encode(body.prompt, add_special_tokens=add_special_tokens)
@@ -70,7 +75,8 @@ async def tokenize(request: Request) -> Response:
         "tokens": tokens,
         "token_strs": names,
     }
-    return json_response(answer, ignored=ignored(body))
+    unread = without_effect(body, body.messages, model.tools.prompts) if body.messages else []
+    return json_response(answer, ignored=[*ignored(body), *unread])
 
 
 @router.post("/detokenize")

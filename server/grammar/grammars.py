@@ -4,9 +4,10 @@ import asyncio
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
@@ -17,6 +18,7 @@ from server.grammar.matching import matcher, vocabulary
 from server.text.tokenizer import Tokenizer
 
 MAX_BYTES = 64 << 10  # of a schema, a pattern, a grammar or all choices together
+MAX_CALLS_BYTES = 512 << 10  # of the schemas of all tools together
 MAX_GBNF_BYTES = 16 << 10  # translating it takes time that grows with the square
 MAX_DEPTH = 32  # of a schema's JSON
 MAX_RULES = 1000  # of a grammar: a chain of some thousands is followed by recursion, off the end of the stack
@@ -44,7 +46,7 @@ class Grammars:
 
     async def json_schema(self, schema: dict[str, JsonValue], *, param: str) -> str:
         """What a JSON schema describes. References are followed within the schema; nothing is ever fetched."""
-        if _is_deeper(schema, MAX_DEPTH):
+        if is_deeper(schema, MAX_DEPTH):
             raise _refusal(param, f"it is nested more than {MAX_DEPTH} deep")
         try:
             text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
@@ -66,8 +68,13 @@ class Grammars:
         is_gbnf = "::=" in text and not is_lark_syntax(text)
         return await self._compile("gbnf" if is_gbnf else "lark", text, param)
 
+    async def calls(self, text: str, schemas: Mapping[str, dict[str, Any]], *, param: str) -> str:
+        """What a Lark grammar derives that refers to JSON schemas as `@name`."""
+        parts = [{"lark_grammar": text}, *({"name": name, "json_schema": schema} for name, schema in schemas.items())]
+        return await self._compile("calls", json.dumps({"grammars": parts}, ensure_ascii=False), param)
+
     async def _compile(self, kind: str, text: str, param: str) -> str:
-        limit = MAX_GBNF_BYTES if kind == "gbnf" else MAX_BYTES
+        limit = _LIMITS.get(kind, MAX_BYTES)
         if len(text.encode()) > limit:
             raise _refusal(param, f"it has more than {limit} bytes")
         key = (kind, text)
@@ -135,7 +142,9 @@ _FORMS: dict[str, Callable[[str], str]] = {
     "choice": LLMatcher.grammar_from_lark,
     "lark": _lark,
     "gbnf": _gbnf,
+    "calls": str,  # it is what llguidance takes already
 }
+_LIMITS = {"gbnf": MAX_GBNF_BYTES, "calls": MAX_CALLS_BYTES}
 
 
 def _refusal(param: str, reason: str) -> BadRequest:
@@ -151,7 +160,8 @@ def _reason(error: str) -> str:
     return shown(told[1] if told else first)
 
 
-def _is_deeper(value: object, limit: int) -> bool:
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether JSON is nested more than `limit` deep."""
     level = [value]
     for _ in range(limit):
         inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]

@@ -11,7 +11,7 @@ import msgspec
 
 from server.errors import BadRequest
 from server.logs import Log
-from server.text.renderer import Answer, Compile, Failed, Refused, Render, Rendered, read_frame, write_frame
+from server.text.renderer import Answer, Compile, Compiled, Failed, Refused, Render, Rendered, read_frame, write_frame
 
 MESSAGE_CHARACTERS = 200  # of what a template says, shown to the client
 
@@ -62,25 +62,31 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         """Waits until it is compiled, so do this off the event loop; raises ValueError in one line if it cannot be."""
+        self.source = source
+        self.variables: frozenset[str] = frozenset()  # that it reads
         self._compile = msgspec.msgpack.encode(Compile(source, special_tokens))
         self._turn = threading.Lock()  # one conversation at a time; each takes well under a millisecond
         self._renderer = self._start_renderer()
 
-    async def render(self, messages: list[dict[str, object]], add_generation_prompt: bool = True) -> str:
+    async def render(self, order: Render) -> str:
         """Message contents are data and never parsed as a template.
 
         Raises BadRequest in the template's own words where it refuses, UnicodeEncodeError for lone surrogates.
         """
-        order = msgspec.msgpack.encode(Render(messages, add_generation_prompt))
-        match await asyncio.to_thread(self._ask, order):
+        match await asyncio.to_thread(self._ask, msgspec.msgpack.encode(order)):
             case Rendered(text):
                 return text
             case Refused(message):
                 raise BadRequest(_shorten(message), param="messages", code="invalid_value")
-            case Failed(reason):
-                log.debug("chat template failed", reason=reason)
+            case answer:
+                log.debug("chat template failed", reason=answer.reason if isinstance(answer, Failed) else "no text")
                 explanation = "The model's chat template cannot render these messages."
                 raise BadRequest(explanation, param="messages", code="invalid_value")
+
+    def sample(self, order: Render) -> str | None:
+        """What the template makes of an order of ours; None if it takes no such thing. Waits for the renderer."""
+        answer = self._ask(msgspec.msgpack.encode(order))
+        return answer.text if isinstance(answer, Rendered) else None
 
     def close(self) -> None:
         """Ends the renderer; a later `render` would start another."""
@@ -97,7 +103,11 @@ class ChatTemplate:
     def _start_renderer(self) -> _Renderer:
         renderer = _Renderer()
         match renderer.ask(self._compile):
+            case Compiled(variables):
+                self.variables = variables
+                return renderer
             case Refused(reason) | Failed(reason):
                 renderer.close()
                 raise ValueError(f"chat template: {_shorten(reason)}")
-        return renderer
+            case Rendered():
+                raise AssertionError("nothing was to be rendered")

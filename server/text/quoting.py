@@ -44,9 +44,9 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    """Messages whose texts hold no special token, and how to undo that in what is rendered from them."""
+    """What is rendered, its texts without any special token, and how to undo that in the rendering."""
 
-    messages: list[dict[str, object]]
+    content: Any
     stand_ins: dict[str, str]  # by the character that each stands for
 
 
@@ -60,11 +60,13 @@ class Quoting:
         self._added = TokenFinder([token.content for token in added_tokens])  # a longer token may hold a special one
         self.encoder = Encoder(self._rename_special(definition))
 
-    def quote(self, messages: list[dict[str, object]]) -> Quoted | None:
-        """None for the usual conversation, in which no text holds a special token."""
-        if not any(self._special.is_in(text) for text in _texts(messages)):
+    def quote(self, content: Any) -> Quoted | None:
+        """Of messages, tools and whatever else comes from the client, as lists and dicts; None for the usual case, in
+        which no text holds a special token.
+        """
+        if not any(self._special.is_in(text) for text in _texts(content)):
             return None
-        stand_ins = self._choose_stand_ins(messages)
+        stand_ins = self._choose_stand_ins(content)
 
         def swap(text: str) -> str:
             # Again until none is left: tokens may overlap, and swapping one away can uncover another.
@@ -72,7 +74,7 @@ class Quoting:
                 text = self._special.replace(text, lambda token: stand_ins[token[0]] + token[1:])
             return text
 
-        return Quoted(_map_texts(messages, swap), stand_ins)
+        return Quoted(_map_texts(content, swap), stand_ins)
 
     def restore(self, rendered: str, quoted: Quoted) -> str:
         """What `encoder` takes: the template's own special tokens under their secret names, the users' as they were."""
@@ -81,9 +83,9 @@ class Quoting:
             text = text.replace(stand_in, original)
         return text
 
-    def _choose_stand_ins(self, messages: list[dict[str, object]]) -> dict[str, str]:
+    def _choose_stand_ins(self, content: Any) -> dict[str, str]:
         taken: set[str] = set()
-        for text in _texts(messages):
+        for text in _texts(content):
             for start in range(0, len(text), _WINDOW):
                 taken.update(text[start : start + _WINDOW])
         free = (chr(code) for code in _STAND_INS if chr(code) not in taken)

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import IO, Any
 
 import jinja2
+import jinja2.meta
 import msgspec
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
@@ -29,7 +30,7 @@ TEXT_PER_BYTE = 4
 
 
 class Compile(msgspec.Struct, frozen=True, tag=True):
-    """The first order: answered by Rendered (of nothing) or Failed."""
+    """The first order: answered by Compiled or Failed."""
 
     source: str
     special_tokens: dict[str, str]
@@ -37,7 +38,14 @@ class Compile(msgspec.Struct, frozen=True, tag=True):
 
 class Render(msgspec.Struct, frozen=True, tag=True):
     messages: list[dict[str, object]]
-    add_generation_prompt: bool
+    add_generation_prompt: bool = True
+    tools: list[dict[str, object]] | None = None
+    variables: dict[str, bool | int | float | str] = {}
+    is_continued: bool = False  # the last message goes on; templates may read it
+
+
+class Compiled(msgspec.Struct, frozen=True, tag=True):
+    variables: frozenset[str]  # that the template reads, those it is always given among them
 
 
 class Rendered(msgspec.Struct, frozen=True, tag=True):
@@ -56,7 +64,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer = Rendered | Refused | Failed
+Answer = Compiled | Rendered | Refused | Failed
 
 
 def write_frame(stream: IO[bytes], body: bytes) -> None:
@@ -123,21 +131,26 @@ def _new_namespace(*args: Any, **items: Any) -> _Namespace:
     return namespace
 
 
-def compile_template(order: Compile) -> jinja2.Template:
-    """As `transformers` compiles chat templates, which are written and tested against it."""
+def compile_template(order: Compile) -> tuple[jinja2.Template, frozenset[str]]:
+    """As `transformers` compiles chat templates, which are written and tested against it; and what they read."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json  # jinja2's own escapes for HTML
     environment.globals |= {"dict": _new_dict, "namespace": _new_namespace}
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment.from_string(order.source, globals=dict(order.special_tokens))
+    template = environment.from_string(order.source, globals=dict(order.special_tokens))
+    return template, frozenset(jinja2.meta.find_undeclared_variables(environment.parse(order.source)))
 
 
 def _render(template: jinja2.Template, order: Render, limit: int) -> Answer:
     try:
         text = template.render(
-            messages=order.messages, add_generation_prompt=order.add_generation_prompt, tools=None, documents=None
+            **order.variables,
+            messages=order.messages,
+            add_generation_prompt=order.add_generation_prompt,
+            tools=order.tools,
+            documents=None,
         )
     except _Refusal as refusal:
         return Refused(str(refusal)[:1024])
@@ -168,7 +181,8 @@ def main() -> None:
             try:
                 match decoder.decode(frame):
                     case Compile() as order:
-                        template = compile_template(order)
+                        template, variables = compile_template(order)
+                        answer = Compiled(variables)
                     case Render() as order:
                         answer = _render(template, order, TEXT_BYTES + TEXT_PER_BYTE * len(frame))
             except Exception as error:  # a template can raise whatever Python can

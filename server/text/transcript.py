@@ -24,8 +24,8 @@ class Transcript:
     A token is final with the end of its text. Those that begin at a stop string or beyond it are dropped.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes], stop: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(token_bytes)
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
         self._stop_strings = StopStrings(stop)
         self._decoded = 0  # characters, as are the next
         self._final = 0

@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.errors import BadRequest
 from server.text.chat_template import MESSAGE_CHARACTERS, ChatTemplate
+from server.text.renderer import Render
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
@@ -63,18 +64,18 @@ async def test_it_renders_what_transformers_renders(source: str, add_generation_
         [CONVERSATION], chat_template=source, add_generation_prompt=add_generation_prompt, **TOKENS
     )
     with rendering(source) as template:
-        assert await template.render(CONVERSATION, add_generation_prompt) == expected[0]
+        assert await template.render(Render(CONVERSATION, add_generation_prompt)) == expected[0]
 
 
 async def test_message_contents_are_no_templates() -> None:
     content = "{{ 7 * 7 }}{% raw %}{{ ''.__class__.__mro__ }}{% for i in range(10**9) %}{{ 'a' * 10**9 }}"
     with rendering("{{ messages[0].content }}") as template:
-        assert await template.render([{"role": "user", "content": content}]) == content
+        assert await template.render(Render([{"role": "user", "content": content}])) == content
 
 
 async def test_a_templates_refusal_is_the_clients_error_in_the_templates_words() -> None:
     with rendering(ALTERNATING) as template, pytest.raises(BadRequest) as caught:
-        await template.render([{"role": "assistant", "content": "me first"}])
+        await template.render(Render([{"role": "assistant", "content": "me first"}]))
     assert caught.value.message == "Conversation roles must alternate user/assistant/user/assistant/..."
     assert (caught.value.param, caught.value.code) == ("messages", "invalid_value")
 
@@ -82,7 +83,7 @@ async def test_a_templates_refusal_is_the_clients_error_in_the_templates_words()
 async def test_a_refusal_is_shortened_to_one_clean_line() -> None:
     source = "{{ raise_exception('bad\x1b[31m\n' + messages[0].content) }}"
     with rendering(source) as template, pytest.raises(BadRequest) as caught:
-        await template.render([{"role": "user", "content": "x" * 5000}])
+        await template.render(Render([{"role": "user", "content": "x" * 5000}]))
     assert caught.value.message.startswith("bad [31m xxx")
     assert len(caught.value.message) == MESSAGE_CHARACTERS
 
@@ -124,7 +125,7 @@ def cpu_seconds() -> float:
 async def test_a_hostile_template_is_refused_at_little_cost(attack: str) -> None:
     start = cpu_seconds()
     with pytest.raises((BadRequest, ValueError)) as caught, rendering(HOSTILE[attack]) as template:
-        await template.render([{"role": "user", "content": "x"}])
+        await template.render(Render([{"role": "user", "content": "x"}]))
     assert cpu_seconds() - start < 1.5  # half a second for starting the renderer, half for the template
     if isinstance(caught.value, ValueError):  # constants are computed while compiling
         assert str(caught.value).startswith("chat template: ")
@@ -136,10 +137,11 @@ def test_hostile_templates_take_little_memory() -> None:
 import asyncio, pathlib, re, resource, sys
 from server.errors import BadRequest
 from server.text.chat_template import ChatTemplate
+from server.text.renderer import Render
 for source in sys.argv[1:]:
     try:
         template = ChatTemplate(source, {})
-        asyncio.run(template.render([{"role": "user", "content": "x"}]))
+        asyncio.run(template.render(Render([{"role": "user", "content": "x"}])))
         template.close()
     except (BadRequest, ValueError):
         pass
@@ -157,8 +159,8 @@ async def test_a_renderer_that_died_of_one_conversation_serves_the_next() -> Non
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with rendering("{% if messages[0].content == 'loop' %}" + loops + "{% endif %}fine") as template:
         with pytest.raises(BadRequest, match="cannot render"):
-            await template.render([{"role": "user", "content": "loop"}])
-        assert await template.render([{"role": "user", "content": "do not"}]) == "fine"
+            await template.render(Render([{"role": "user", "content": "loop"}]))
+        assert await template.render(Render([{"role": "user", "content": "do not"}])) == "fine"
 
 
 @pytest.mark.parametrize("messages", [[{"role": "user"}], [{"role": "user", "content": None}], [{}]])
@@ -166,16 +168,16 @@ async def test_messages_the_template_was_not_written_for_are_the_clients_error(
     messages: list[dict[str, object]],
 ) -> None:
     with rendering("{{ messages[0]['content'] + '!' }}") as template, pytest.raises(BadRequest) as caught:
-        await template.render(messages)
+        await template.render(Render(messages))
     assert caught.value.message == "The model's chat template cannot render these messages."
 
 
 async def test_long_conversations_and_many_at_once_are_rendered() -> None:
     with rendering(CHATML) as template:
         long: list[dict[str, object]] = [{"role": "user", "content": "long 👩‍🚀 " * 200_000} for _ in range(4)]
-        assert (await template.render(long)).count("👩‍🚀") == 800_000
+        assert (await template.render(Render(long))).count("👩‍🚀") == 800_000
         widened = "a" * (8 << 20) + "👩"  # one character makes each of the others take four bytes
-        assert widened in await template.render([{"role": "user", "content": widened}])
+        assert widened in await template.render(Render([{"role": "user", "content": widened}]))
         many = [[{"role": "user", "content": f"number {number}"}] for number in range(50)]
-        rendered = await asyncio.gather(*(template.render(messages) for messages in many))
+        rendered = await asyncio.gather(*(template.render(Render(messages)) for messages in many))
         assert [f"number {number}<" in text for number, text in enumerate(rendered)] == [True] * 50

@@ -13,6 +13,7 @@ from server.errors import BadRequest
 from server.text.chat_template import ChatTemplate
 from server.text.prompts import Prompts
 from server.text.quoting import Quoted, Quoting
+from server.text.renderer import Render
 from server.text.tokenizer import Tokenizer
 
 SOURCE = (
@@ -42,7 +43,7 @@ async def test_an_innocent_chat_is_the_encoded_template(
 ) -> None:
     prompts, library = Prompts(Tokenizer(any_kind), template), tokenizers.Tokenizer.from_str(any_kind.tokenizer)
     for text in corpus:
-        expected = library.encode(await template.render(user(text)), add_special_tokens=False).ids
+        expected = library.encode(await template.render(Render(user(text))), add_special_tokens=False).ids
         assert await prompts.chat(user(text)) == expected
 
 
@@ -52,7 +53,7 @@ async def test_quoting_changes_no_id_of_an_innocent_chat(
     tokenizer = Tokenizer(any_kind)
     quoting = Quoting(tokenizer.definition, tokenizer.added_tokens)
     for text in corpus:
-        rendered = await template.render(user(text))
+        rendered = await template.render(Render(user(text)))
         quoted = quoting.restore(rendered, Quoted(user(text), {}))
         direct = await tokenizer.encode(rendered, add_special_tokens=False)
         assert await quoting.encoder.encode(quoted, add_special_tokens=False) == direct
@@ -86,7 +87,7 @@ async def test_quoted_contents_come_back_to_the_letter(
 ) -> None:
     tokenizer = Tokenizer(byte_level)
     ids = await Prompts(tokenizer, template).chat(user(content))
-    assert tokenizer.decode(ids, show_special=True) == await template.render(user(content))
+    assert tokenizer.decode(ids, show_special=True) == await template.render(Render(user(content)))
 
 
 async def test_special_tokens_in_names_and_other_fields_are_text(byte_level: ModelCard) -> None:
@@ -107,7 +108,7 @@ async def test_special_tokens_that_overlap_are_all_text(byte_level: ModelCard, t
     prompts = Prompts(tokenizer, template)
     ids = await prompts.chat(user("abc abcab"))
     assert special_ids(card, ids) == special_ids(card, await prompts.chat(user("hello")))
-    assert tokenizer.decode(ids, show_special=True) == await template.render(user("abc abcab"))
+    assert tokenizer.decode(ids, show_special=True) == await template.render(Render(user("abc abcab")))
 
 
 async def test_no_merge_builds_a_special_token_out_of_text(template: ChatTemplate) -> None:
@@ -143,7 +144,7 @@ async def test_random_mixtures_of_text_and_special_tokens_stay_text(
         content = "".join(draw.choices(parts, k=12))
         ids = await prompts.chat(user(content))
         assert special_ids(byte_level, ids) == honest
-        assert tokenizer.decode(ids, show_special=True) == await template.render(user(content))
+        assert tokenizer.decode(ids, show_special=True) == await template.render(Render(user(content)))
 
 
 async def test_a_completion_of_the_rendered_template_is_the_chat(
@@ -151,7 +152,7 @@ async def test_a_completion_of_the_rendered_template_is_the_chat(
 ) -> None:
     prompts = Prompts(Tokenizer(any_kind), template)
     for text in corpus:
-        assert await prompts.text(await template.render(user(text))) == await prompts.chat(user(text))
+        assert await prompts.text(await template.render(Render(user(text)))) == await prompts.chat(user(text))
 
 
 async def test_a_completion_begins_with_bos_where_the_tokenizer_says_so(llama: ModelCard) -> None:

@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 
+from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import TokenText
 from server.text.transcript import Transcript
 
@@ -13,7 +14,7 @@ def token(place: int) -> TokenText:
 
 def told(pieces: list[bytes], stop: list[str]) -> list[tuple[str, list[int]]]:
     """What each token and the end make final; token i has the i-th bytes."""
-    transcript, news = Transcript(pieces, stop), []
+    transcript, news = Transcript(Detokenizer(pieces), stop), []
     for place in range(len(pieces)):
         transcript.feed(token(place))
         news.append(transcript.take())

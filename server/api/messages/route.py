@@ -46,5 +46,5 @@ async def count_tokens(request: Request) -> Response:
     with renamed(NAMES):
         asked = body.as_chat()
         model.check_name(asked.model)
-        prompt = await model.tools.prompts.chat([message.for_template() for message in asked.messages])
+        prompt = (await model.tools.prompts.conversation(asked.conversation(asked.messages))).ids
     return json_response({"input_tokens": len(prompt)}, ignored=ignored(body))

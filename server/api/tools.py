@@ -1,0 +1,112 @@
+"""What tools a request may declare, which of them it may ask to be called, and how calls are sent back."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, Tag
+from pydantic_core import from_json
+
+from server.api.refusals import OBJECT, STRING, custom
+from server.api.schemas import Strict
+from server.errors import BadRequest, shown
+from server.grammar.grammars import MAX_DEPTH, is_deeper
+from server.text.conversation import Tool
+
+MAX_TOOLS = 128
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
+        raise custom("invalid_value", f"Invalid name '{shown(name)}': expected 1 to 64 of a-z, A-Z, 0-9, '_' and '-'.")
+    return name
+
+
+ToolName = Annotated[str, AfterValidator(_check_name)]
+
+
+class Function(Strict):
+    name: ToolName
+    description: str | None = None
+    """What it does, for the model to read."""
+    parameters: dict[str, JsonValue] | None = None
+    """A JSON schema of its arguments, an object; without it there are none. Every call follows it."""
+    strict: bool | None = Field(default=None, json_schema_extra={"default": False})
+    """Refuse a schema that cannot be followed to the letter, instead of following what can be."""
+
+
+class FunctionTool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    name: ToolName
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: FunctionName
+
+
+Tools = Annotated[list[FunctionTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+ToolChoice = Annotated[Literal["none", "auto", "required"], Tag(STRING)] | Annotated[NamedTool, Tag(OBJECT)]
+
+
+class CalledFunction(Strict):
+    name: ToolName
+    arguments: str
+    """A JSON object's text."""
+
+
+class ToolCall(Strict):
+    """As an answer had it."""
+
+    no_effect = frozenset({"index"})
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+ToolCalls = Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
+def tools_of(declared: Sequence[FunctionTool] | None) -> list[Tool]:
+    """Raises BadRequest where one is declared twice, or its schema describes no object."""
+    tools: list[Tool] = []
+    for place, tool in enumerate(declared or []):
+        function, param = tool.function, f"tools[{place}].function"
+        if any(other.name == function.name for other in tools):
+            message = f"Invalid '{param}.name': '{function.name}' is declared twice."
+            raise BadRequest(message, param=f"{param}.name", code="invalid_value")
+        schema = _schema(function.parameters or {}, f"{param}.parameters")
+        fields = tool.model_dump(exclude_none=True)
+        tools.append(Tool(name=function.name, schema=schema, declared=fields, is_strict=bool(function.strict)))
+    return tools
+
+
+def _schema(parameters: dict[str, Any], param: str) -> dict[str, Any]:
+    reason = None
+    if parameters.get("type", "object") != "object":
+        reason = "'type' has to be 'object'"
+    elif not isinstance(parameters.get("properties", {}), dict):
+        reason = "'properties' has to be an object"
+    elif is_deeper(parameters, MAX_DEPTH):
+        reason = f"it is nested more than {MAX_DEPTH} deep"
+    if reason is not None:
+        raise BadRequest(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
+    return {"type": "object", "properties": {}, **parameters}
+
+
+def arguments_of(text: str, param: str) -> dict[str, Any]:
+    """Of a call that is sent back; no text at all counts as no arguments."""
+    try:
+        arguments = from_json(text or "{}", allow_inf_nan=False)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        message = f"Invalid '{param}': expected the text of a JSON object."
+        raise BadRequest(message, param=param, code="invalid_value")
+    return arguments
