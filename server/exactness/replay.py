@@ -186,7 +186,8 @@ def _told(choice: dict[str, Any]) -> list[Told]:
     if not said:
         return [Told(id) for id in ids]
     logprobs = said["token_logprobs"] if "token_logprobs" in said else [entry["logprob"] for entry in said["content"]]
-    return [Told(*both) for both in zip(ids, logprobs, strict=True)]
+    own = logprobs[len(logprobs) - len(ids) :]  # those of an echoed prompt come first
+    return [Told(*both) for both in zip(ids, own, strict=True)]
 
 
 def _report(outcome: Outcome) -> str:

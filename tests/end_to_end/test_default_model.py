@@ -142,3 +142,21 @@ def test_the_capital_of_france(server: RunningServer) -> None:
     fields = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60).json()
     assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+
+
+@torch.inference_mode()
+def test_what_a_text_tells_is_what_transformers_says_of_it(server: RunningServer, reference: LlamaForCausalLM) -> None:
+    text = "\n".join(PROMPTS[::7])
+    tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": text}).json()["tokens"]
+    fields = {"prompt": tokens, "max_tokens": 0, "echo": True, "logprobs": 0}
+    answer = httpx.post(f"{server.url}/v1/completions", json=fields, timeout=60).json()
+    nothing, *told = answer["choices"][0]["logprobs"]["token_logprobs"]
+    assert nothing is None
+    rows = torch.log_softmax(reference(torch.tensor([tokens])).logits[0, :-1], -1)
+    assert told == pytest.approx(rows[range(len(told)), tokens[1:]].tolist(), abs=0.01)
+    hidden = reference.model(torch.tensor([tokens])).last_hidden_state[0]
+    for pooling, pooled in (("mean", hidden.mean(0)), ("last", hidden[-1])):
+        fields = {"input": tokens, "pooling": pooling}
+        answer = httpx.post(f"{server.url}/v1/embeddings", json=fields, timeout=60).json()
+        vector = torch.tensor(answer["data"][0]["embedding"])
+        assert float(torch.dot(vector, torch.nn.functional.normalize(pooled, dim=0))) > 1 - 1e-6

@@ -15,7 +15,7 @@ from support import command, running_server, wait_until, write_tiny_model
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": "greedy", "temperature": 0, "logprobs": 2}),
-    ("/v1/completions", {"prompt": ["drawn", "twice"], "n": 2, "stop": "z", "echo": True}),
+    ("/v1/completions", {"prompt": ["drawn", "twice"], "n": 2, "stop": "z", "echo": True, "logprobs": 1}),
     ("/v1/completions", {"prompt": [5, 6, 7], "stream": True, "top_p": 0.9, "model": "recorded"}),
     ("/v1/chat/completions", {**CHAT, "max_tokens": 12, "stream": True, "stream_options": {"include_usage": True}}),
     ("/v1/chat/completions", {**CHAT, "max_tokens": 12, "logprobs": True, "top_logprobs": 3, "seed": -4}),

@@ -13,6 +13,7 @@ from in_process import Answer, Events, Model, Setting
 from model import reading
 from model.batch import Batch, Chunk, Reading, Sampling
 from model.inputs import pack
+from model.transformer import Transformer
 from server.engine.journal import Journal
 from server.engine.messages import Delta
 from server.engine.streams import Order, TokenStream
@@ -70,6 +71,22 @@ def test_however_few_rows_are_judged_at_a_time(model: Model, monkeypatch: pytest
     for rows in (1, 5, 1000):
         monkeypatch.setattr(reading, "ROWS_AT_ONCE", rows)
         assert model.run(everyone) == alone
+
+
+def test_however_long_a_prompt_few_rows_of_logits_are_there_at_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, rows = Transformer.logits, []
+
+    def logits(self: Transformer, x_TD: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x_TD))
+        return plain(self, x_TD)
+
+    monkeypatch.setattr(Transformer, "logits", logits)
+    prompt = prompt_of(1, 3 * reading.ROWS_AT_ONCE)
+    (answer,) = model.run([Order(prompt, 1, [], GREEDY, reading=Reading(top_logprobs=20))])
+    assert len(answer.read) == len(prompt) - 1
+    assert max(rows) == reading.ROWS_AT_ONCE
 
 
 def test_what_is_read_is_computed_and_all_before_may_come_from_the_cache(model: Model) -> None:
