@@ -1,5 +1,10 @@
 """Fixtures that several rooms' tests share."""
 
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: it is read where a kernel is defined
+
+
 from collections.abc import Iterator
 from pathlib import Path
 

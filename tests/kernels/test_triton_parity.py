@@ -5,10 +5,6 @@ and cannot show races or what a card's own instructions round. Tolerances are re
 in another order differ by some 1e-6, fp16 is rounded once here and once for each operation there.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-
 from collections.abc import Callable
 
 import pytest

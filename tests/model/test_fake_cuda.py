@@ -24,6 +24,7 @@ from model.inputs import Inputs, pack
 from model.kernels import Kernels
 from model.kv_cache import KVCache
 from model.quantization import Format, PackedTensor
+from model.restriction import allowed
 from model.runner import Runner
 from model.sampling import _adjust, _weights
 from model.transformer import Transformer
@@ -132,9 +133,11 @@ def test_a_step_stays_on_the_device(config: ModelConfig, is_packed: bool) -> Non
 def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def choose(logits_V: Tensor, best: int, chunk: Chunk) -> Sample:
+    def choose(logits_V: Tensor, best: int, chunk: Chunk, mask: bytes | None) -> Sample:
         assert chunk.sampling is not None
         adjusted = _adjust(logits_V, chunk, chunk.sampling)
+        if (allowed_V := allowed(chunk, mask, like=logits_V)) is not None:
+            adjusted = torch.where(allowed_V, adjusted, -torch.inf)
         seen.append(_weights(adjusted, chunk.sampling.temperature).cumsum(0))
         return Sample(0)
 
