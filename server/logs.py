@@ -2,11 +2,17 @@
 
 import json
 import logging
+import os
+import queue
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
+
+MAX_WAITING = 10_000  # lines, some 3 MB
+_FLUSH_S = 1.0
 
 
 class Log:
@@ -37,9 +43,60 @@ class Log:
 
 def configure(style: LogFormat, level: str) -> None:
     """Sends every logger of the process to stdout, libraries' too. `level` is a name such as "info"."""
-    handler = logging.StreamHandler(sys.stdout)
+    # Where the process was started without one, some socket may have its number.
+    stdout = os.open(os.devnull, os.O_WRONLY) if sys.stdout is None else sys.stdout.fileno()
+    handler = LineWriter(stdout)
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class LineWriter(logging.Handler):
+    """Writes from a thread of its own, so that a reader who stalls or has left costs lines and stops nobody."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self._file = file
+        self._lines: queue.Queue[bytes] = queue.Queue(MAX_WAITING)
+        self._refused = 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self._line(record))
+        except queue.Full:
+            self._refused += 1
+
+    def flush(self) -> None:
+        """Waits a moment for what is on its way; called when the process ends, which no reader may prevent."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_S)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _write_all(self) -> None:
+        failed = told = 0
+        while True:
+            line = self._lines.get()
+            lost = self._refused + failed - told
+            try:
+                if lost:
+                    _write(self._file, self._line(_loss(lost)))
+                    told += lost
+                _write(self._file, line)
+            except OSError:  # nobody reads any more, or the disk is full
+                failed += 1
+            self._lines.task_done()
+
+
+def _write(file: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(file, line) :]
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    values = {"name": __name__, "levelname": "WARNING", "msg": "log lines lost", "values": {"lines": lines}}
+    return logging.makeLogRecord(values)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

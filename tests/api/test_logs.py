@@ -3,10 +3,11 @@
 import io
 import json
 import logging
+import os
 
 import pytest
 
-from server.logs import JsonLines, Log, TextLines
+from server.logs import MAX_WAITING, JsonLines, LineWriter, Log, TextLines
 
 
 @pytest.fixture(params=[TextLines, JsonLines])
@@ -55,3 +56,44 @@ def test_text_lines_read_as_key_and_value():
     assert TextLines().format(record).endswith("info    n: took 3")
     record.values = {"status": 200, "path": "/a b", "empty": ""}
     assert TextLines().format(record).endswith('took 3 status=200 path="/a b" empty=""')
+
+
+@pytest.fixture
+def pipe():
+    """A log whose lines go into a pipe."""
+    reading, writing = os.pipe()
+    handler = LineWriter(writing)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("test.pipe")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield os.fdopen(reading, "rb"), handler
+    logger.removeHandler(handler)
+    os.close(writing)
+
+
+def test_a_reader_that_stalls_costs_lines_and_no_time_and_is_told_how_many(pipe):
+    reader, _ = pipe
+    said = MAX_WAITING + 5_000  # a pipe holds some hundreds more
+    for number in range(said):
+        Log("test.pipe").info("event", number=number)
+    numbers, lost = [], 0
+    with reader:
+        while len(numbers) + lost < said:
+            line = json.loads(reader.readline())
+            if "number" in line:
+                numbers.append(line["number"])
+            else:
+                lost += line["lines"]
+    assert numbers == sorted(set(numbers))
+    assert 0 < lost < 5_000
+
+
+def test_a_reader_that_has_left_stops_nobody(pipe, capfd):
+    reader, handler = pipe
+    reader.close()
+    for number in range(100):
+        Log("test.pipe").info("event", number=number)
+    handler.flush()
+    assert capfd.readouterr() == ("", "")
