@@ -1,10 +1,12 @@
 """anthropic for Python, unchanged, against a real server with the default model."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
+from pydantic import BaseModel
 from support import RunningServer
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
@@ -50,6 +52,17 @@ def test_a_stream_says_what_a_whole_answer_says(client: Anthropic, model: str) -
         final = stream.get_final_message()
     assert final.stop_reason == "end_turn"
     assert final.usage.output_tokens > 0
+
+
+class City(BaseModel):
+    is_capital: bool
+    continent: Literal["Africa", "America", "Asia", "Europe"]
+
+
+@pytest.mark.proves("structured")
+def test_an_answer_is_parsed_into_a_model_of_pydantic(client: Anthropic, model: str) -> None:
+    answer = client.messages.parse(model=model, messages=ASKED, max_tokens=40, output_format=City, extra_body=GREEDY)
+    assert isinstance(answer.parsed_output, City)
 
 
 @pytest.mark.proves("errors")

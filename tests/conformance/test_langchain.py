@@ -1,9 +1,12 @@
 """LangChain's package for OpenAI, unchanged, against a real server with the default model."""
 
+from typing import Literal
+
 import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
 from support import RunningServer
 
 ASKED = "What is the capital of France?"
@@ -35,6 +38,27 @@ def test_a_stream_says_what_a_whole_answer_says(chat: ChatOpenAI) -> None:
     chunks = list(chat.stream(ASKED, stream_usage=True))
     assert "".join(chunk.content for chunk in chunks) == PARIS
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
+
+
+class City(BaseModel):
+    """A city."""
+
+    is_capital: bool
+    continent: Literal["Africa", "America", "Asia", "Europe"]
+
+
+@pytest.mark.proves("structured")
+def test_an_answer_is_an_object_of_the_schema(chat: ChatOpenAI) -> None:
+    assert isinstance(chat.with_structured_output(City, method="json_schema").invoke(ASKED), City)
+
+
+@pytest.mark.proves("embeddings")
+def test_texts_become_vectors_once_it_is_told_to_leave_tokens_to_the_server(base_url: str, model: str) -> None:
+    """Its quirk: unless told so, it counts and sends tokens of OpenAI's own vocabulary, whatever the model."""
+    embeddings = OpenAIEmbeddings(base_url=base_url, api_key="none", model=model, check_embedding_ctx_length=False)
+    first, second = embeddings.embed_documents(["Paris", "Rome"])
+    assert first != second
+    assert embeddings.embed_query("Paris") == pytest.approx(first, abs=1e-6)
 
 
 @pytest.mark.proves("errors")

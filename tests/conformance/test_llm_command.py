@@ -43,6 +43,13 @@ def test_a_stream_says_the_same_and_is_counted(run: Run) -> None:
     assert "Token usage:" in ran.stderr
 
 
+@pytest.mark.proves("structured")
+def test_an_answer_follows_a_schema(run: Run) -> None:
+    schema = {"type": "object", "properties": {"is_capital": {"type": "boolean"}}, "required": ["is_capital"]}
+    ran = run("--schema", json.dumps(schema | {"additionalProperties": False}), ASKED)
+    assert isinstance(json.loads(ran.stdout)["is_capital"], bool)
+
+
 @pytest.mark.proves("errors")
 def test_a_refusal_is_told_in_the_servers_words(run: Run) -> None:
     ran = run("-o", "temperature", "1.5", "-o", "max_tokens", "1000000", ASKED)

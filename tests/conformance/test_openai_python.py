@@ -1,14 +1,21 @@
 """openai for Python, unchanged, against a real server with the default model."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 from support import RunningServer
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."
+
+
+class City(BaseModel):
+    is_capital: bool
+    continent: Literal["Africa", "America", "Asia", "Europe"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,63 @@ def test_a_stream_can_be_left(client: OpenAI, model: str, server: RunningServer)
     next(iter(stream))
     stream.close()
     assert client.completions.create(model=model, prompt="Once", max_tokens=1).choices[0].text
+
+
+@pytest.mark.proves("answers")
+def test_a_response_is_told_whole_and_as_a_stream(client: OpenAI, model: str) -> None:
+    asked = {"model": model, "input": ASKED[0]["content"], "temperature": 0}
+    assert client.responses.create(**asked).output_text == PARIS
+    events = list(client.responses.create(**asked, stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == PARIS
+    assert events[-1].response.output_text == PARIS
+
+
+@pytest.mark.proves("structured")
+@pytest.mark.parametrize("is_beta", [False, True])
+def test_an_answer_is_parsed_into_a_model_of_pydantic(client: OpenAI, model: str, is_beta: bool) -> None:
+    chat = client.beta.chat if is_beta else client.chat
+    answer = chat.completions.parse(model=model, messages=ASKED, temperature=0, response_format=City)
+    assert isinstance(answer.choices[0].message.parsed, City)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.proves("structured")
+def test_a_streamed_answer_is_parsed_at_its_end(client: OpenAI, model: str) -> None:
+    with client.chat.completions.stream(model=model, messages=ASKED, temperature=0, response_format=City) as stream:
+        final = stream.get_final_completion()
+    assert isinstance(final.choices[0].message.parsed, City)
+
+
+@pytest.mark.proves("structured")
+def test_a_response_is_parsed_into_a_model_of_pydantic(client: OpenAI, model: str) -> None:
+    answer = client.responses.parse(model=model, input=ASKED[0]["content"], temperature=0, text_format=City)
+    assert isinstance(answer.output_parsed, City)
+
+
+@pytest.mark.proves("structured")
+def test_a_schema_that_cannot_be_honoured_is_refused_by_its_name(client: OpenAI, model: str) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=model, messages=ASKED, response_format=schema)
+    assert refused.value.param.startswith("response_format.json_schema")
+
+
+@pytest.mark.proves("embeddings")
+def test_vectors_are_the_same_as_numbers_and_in_the_packages_own_base64(client: OpenAI, model: str) -> None:
+    asked = {"model": model, "input": ["Paris", "Rome"]}
+    packed = client.embeddings.create(**asked)
+    plain = client.embeddings.create(**asked, encoding_format="float")
+    assert [each.index for each in packed.data] == [0, 1]
+    for ours, theirs in zip(packed.data, plain.data, strict=True):
+        assert ours.embedding == pytest.approx(theirs.embedding, abs=1e-7)
+        assert sum(number**2 for number in ours.embedding) == pytest.approx(1, abs=1e-5)
+    assert packed.usage.prompt_tokens > 0
+
+
+@pytest.mark.proves("embeddings")
+def test_vectors_have_the_dimensions_asked_for(client: OpenAI, model: str) -> None:
+    answer = client.embeddings.create(model=model, input="Paris", dimensions=64)
+    assert len(answer.data[0].embedding) == 64
 
 
 @pytest.mark.proves("errors")

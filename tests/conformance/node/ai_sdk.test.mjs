@@ -3,13 +3,16 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
+import { APICallError, embed, generateObject, generateText, Output, streamText } from "ai";
+import { z } from "zod";
 
 const { BASE_URL, BUSY_URL, MODEL } = process.env;
-const provider = createOpenAICompatible({ name: "headrace", baseURL: BASE_URL, includeUsage: true });
+const settings = { name: "headrace", baseURL: BASE_URL, includeUsage: true, supportsStructuredOutputs: true };
+const provider = createOpenAICompatible(settings);
 const model = provider(MODEL);
 const prompt = "What is the capital of France?";
 const PARIS = "The capital of France is Paris.";
+const City = z.object({ is_capital: z.boolean(), continent: z.enum(["Africa", "America", "Asia", "Europe"]) });
 
 test("answers: generateText", async () => {
   const { text, finishReason, usage } = await generateText({ model, prompt, temperature: 0 });
@@ -34,6 +37,22 @@ test("streams: streamText", async () => {
   for await (const part of textStream) text += part;
   assert.equal(text, PARIS);
   assert.ok((await usage).outputTokens > 0);
+});
+
+test("structured: generateObject", async () => {
+  const { object } = await generateObject({ model, prompt, schema: City, temperature: 0 });
+  assert.deepEqual(City.parse(object), object);
+});
+
+test("structured: streamText with an object for its output", async () => {
+  const streamed = streamText({ model, prompt, output: Output.object({ schema: City }), temperature: 0 });
+  assert.ok(City.parse(await streamed.output));
+});
+
+test("embeddings: embed", async () => {
+  const { embedding, usage } = await embed({ model: provider.embeddingModel(MODEL), value: "Paris" });
+  assert.ok(embedding.length > 100);
+  assert.ok(usage.tokens > 0);
 });
 
 test("errors: a refusal is an APICallError with the server's words", async () => {

@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 const { BASE_URL, BUSY_URL, MODEL: model } = process.env;
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: "none", maxRetries: 0 });
@@ -54,6 +56,23 @@ test("streams: a stream can be left", async () => {
   }
   const answer = await client.completions.create({ model, prompt: "Once", max_tokens: 1 });
   assert.ok(answer.choices[0].text);
+});
+
+test("answers: a response", async () => {
+  const answer = await client.responses.create({ model, input: messages, temperature: 0 });
+  assert.equal(answer.output_text, PARIS);
+});
+
+test("structured: an answer is parsed by its zod schema", async () => {
+  const City = z.object({ is_capital: z.boolean(), continent: z.enum(["Africa", "America", "Asia", "Europe"]) });
+  const format = { response_format: zodResponseFormat(City, "city") };
+  const answer = await client.chat.completions.parse({ model, messages, temperature: 0, ...format });
+  assert.deepEqual(City.parse(answer.choices[0].message.parsed), answer.choices[0].message.parsed);
+});
+
+test("embeddings: vectors come in the package's own base64", async () => {
+  const answer = await client.embeddings.create({ model, input: ["Paris", "Rome"], dimensions: 64 });
+  assert.deepEqual(answer.data.map((each) => each.embedding.length), [64, 64]);
 });
 
 test("errors: a refusal is the package's own error", async () => {
