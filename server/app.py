@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from server.api import (
     about,
@@ -21,21 +22,32 @@ from server.api import (
     streams,
     tokenize,
 )
+from server.api.answers import IGNORED
+from server.api.keepalive import KeepAlive
 from server.api.messages import route as messages
 from server.api.messages.body import CountBody, MessagesBody
 from server.api.middleware import HEALTH_PATHS, Errors, Gate, RequestIds
 from server.api.openapi import describe
 from server.api.responses import route as responses
 from server.api.responses.body import ResponsesBody
+from server.api.resumable import STREAM
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
+from server.exactness.receipt import RECEIPT
 from server.exactness.recorder import Recorder
 from server.keys import Keys
 from server.metrics import Metrics
 from server.text_tools import TextTools
+
+# Headers of answers that scripts of another origin may read.
+TOLD_TO_PAGES = (
+    *("x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+    *(RECEIPT, STREAM, IGNORED),
+)
 
 BODIES: dict[str, type[Strict]] = {
     "/v1/completions": completions.CompletionBody,
@@ -89,7 +101,17 @@ def create_app(
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {docs.PATH} | ({"/metrics"} if options.open_metrics else set())
     app.add_middleware(Gate, keys=Keys(options.api_keys, options.api_key_file, options.quota), open_paths=open_paths)
+    if options.sse_keepalive_s:
+        app.add_middleware(KeepAlive, quiet_s=options.sse_keepalive_s)
     app.add_middleware(Errors, metrics=metrics)
+    if options.cors_origins:  # before the gate, since browsers ask without a key whether they may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=TOLD_TO_PAGES,
+        )
     app.add_middleware(RequestIds)  # the last added stands outermost
     app.openapi = lambda: describe(app, BODIES, open_paths)  # type: ignore[method-assign]
     return app

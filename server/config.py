@@ -71,6 +71,23 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     api_key_file: Annotated[
         str | None, Meta(description="a file with a key a line, as 'key' or 'name: key'; read again when it changes")
     ] = None
+    limit_requests: Annotated[Count | None, Meta(description="requests a minute of each key")] = None
+    limit_tokens: Annotated[Count | None, Meta(description="tokens a minute of each key, prompts and answers")] = None
+    limit_concurrency: Annotated[Count | None, Meta(description="requests of each key that run at once")] = None
+    cors_origin: Annotated[
+        str | None,
+        Meta(description="origins whose pages may ask, separated by commas; * is for all; unset: no other's"),
+    ] = None
+    head_timeout: Annotated[
+        float, Meta(gt=0, description="seconds that a request's line and headers may take to arrive")
+    ] = 10.0
+    body_timeout: Annotated[float, Meta(gt=0, description="seconds that a request's body may take to arrive")] = 30.0
+    request_timeout: Annotated[
+        Amount | None, Meta(description="seconds that answering may take, the queue included; unset: any time")
+    ] = None
+    sse_keepalive: Annotated[
+        float, Meta(ge=0, description="seconds after which a quiet stream gets a comment; 0 for none")
+    ] = 15.0
     max_queue: Annotated[int, Meta(ge=1, description="sequences that may wait beside the running ones")] = 1024
     max_body: Annotated[int, Meta(ge=1024, description="bytes that a request's body may have")] = 8 * 1024 * 1024
     watchdog: Annotated[

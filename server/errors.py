@@ -151,6 +151,21 @@ class MethodNotAllowed(HeadraceError):
         return {"allow": self.allowed}
 
 
+class SlowRequest(HeadraceError):
+    """The request has not come within the time that it may take."""
+
+    status = 408
+    type = "invalid_request_error"
+    default_code = "slow_request"
+
+    def __init__(self) -> None:
+        super().__init__("The request took too long to arrive.")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"connection": "close"}  # what is still to come is never read
+
+
 class StreamTakenOver(HeadraceError):
     """A resumable stream has one reader, the newest."""
 
@@ -198,6 +213,20 @@ class HeadersTooLarge(HeadraceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"connection": "close"}
+
+
+class RequestTimedOut(HeadraceError):
+    """The answer was not complete within the time that a request may take."""
+
+    status = 504
+    default_code = "request_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The request was not finished within {limit_s:g} seconds.")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}  # it would take as long again
 
 
 LONGEST_WAIT_S = 120.0  # openai-python gives up on longer waits

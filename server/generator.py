@@ -43,6 +43,11 @@ class GenerationRequest:
     readings: list[Reading] | None = None  # what each prompt tells of itself, once, in its first choice
     shows_ending: bool = False  # the token that ends a choice is among its tokens, without text
 
+    @property
+    def foreseen_tokens(self) -> int:
+        """Of all prompts and choices, as far as the request says: an answer without a limit may come to more."""
+        return sum(map(len, self.prompts)) + len(self.prompts) * self.n * (self.max_tokens or 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

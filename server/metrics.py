@@ -57,10 +57,11 @@ VLLM_VALUES = {"disconnect": "abort"}
 class RequestMeter:
     """Follows one accepted request to its one end."""
 
-    __slots__ = ("_arrived", "_generated", "_last", "_metrics", "natural_end")
+    __slots__ = ("_arrived", "_generated", "_key", "_last", "_metrics", "natural_end")
 
-    def __init__(self, metrics: "Metrics", arrived: float) -> None:
+    def __init__(self, metrics: "Metrics", arrived: float, key: str | None) -> None:
         self._metrics = metrics
+        self._key = key
         self._arrived = arrived
         self._last: dict[int, float] = {}  # choice -> when it last moved
         self._generated = 0
@@ -89,6 +90,9 @@ class RequestMeter:
         metrics.duration.observe(time.monotonic() - self._arrived)
         metrics.prompt_length.observe(usage.prompt_tokens)
         metrics.generation_length.observe(usage.completion_tokens)
+        if self._key is not None:
+            metrics.key_requests.labels(self._key).inc()
+            metrics.key_tokens.labels(self._key).inc(usage.prompt_tokens + usage.completion_tokens)
 
     def _count(self, usage: Usage) -> None:
         self._metrics.generation_tokens.inc(usage.completion_tokens - self._generated)
@@ -161,6 +165,12 @@ class Metrics(Collector):
             "headrace_requests_rejected", "Requests answered with an error.", ["reason"], registry=registry
         )
         self._disconnects = Counter("headrace_client_disconnects", "Clients that left too early.", registry=registry)
+        self.key_requests = Counter(
+            "headrace_key_requests", "Accepted requests that have ended, by key.", ["key"], registry=registry
+        )
+        self.key_tokens = Counter(
+            "headrace_key_tokens", "Tokens of their prompts and answers.", ["key"], registry=registry
+        )
         self.prompt_tokens = Counter("headrace_prompt_tokens", "Of ended requests.", registry=registry)
         self.generation_tokens = Counter("headrace_generation_tokens", "As they come.", registry=registry)
         self._restarts = Counter("headrace_engine_restarts", "Engines replaced.", ["reason"], registry=registry)
@@ -234,10 +244,12 @@ class Metrics(Collector):
             await asyncio.sleep(LAG_PERIOD_S)
             self._loop_lag.observe(max(0.0, time.monotonic() - due))
 
-    def request_accepted(self, arrived: float) -> RequestMeter:
-        """A request is in the engine's queue; `arrived` is `time.monotonic()` when its body was read."""
+    def request_accepted(self, arrived: float, key: str | None = None) -> RequestMeter:
+        """A request is in the engine's queue; `arrived` is `time.monotonic()` when its body was read, and `key` the
+        name of the key that it came with.
+        """
         self.accepted.inc()
-        return RequestMeter(self, arrived)
+        return RequestMeter(self, arrived, key)
 
     def rejected(self, reason: str) -> None:
         """A request was answered with an error; `reason` is one of the codes in `errors.py` or `refusals.py`."""

@@ -2,12 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.errors import RateLimited
 
 BUSY_RETRY_S = 1.0  # when one of a key's own generations ends is not known
+
+_ROUNDING = 1e-6  # who has waited as told is not to be told to wait for a billionth more
 
 Clock = Callable[[], float]
 
@@ -49,7 +52,13 @@ class Bucket:
 
     def wait_s(self, amount: float) -> float:
         """Until there is so much; `capacity` is the most there ever is."""
-        return max(amount - self.level, 0.0) * 60 / self.capacity
+        missing = amount - self.level
+        return missing * 60 / self.capacity if missing > _ROUNDING else 0.0
+
+
+@dataclass(slots=True)
+class Spending:
+    tokens: int = 0  # that a generation has used in the end
 
 
 class Account:
@@ -86,17 +95,22 @@ class Account:
         self._check_running()
         self._take("requests", 1)
 
-    def begin(self, tokens: int) -> None:
-        """Counts a generation in, at what it may come to. Raises RateLimited; otherwise `end` is to follow."""
+    @contextmanager
+    def spending(self, tokens: int) -> Iterator[Spending]:
+        """Around a generation that may come to so many tokens. Raises RateLimited for one that is not to be begun.
+
+        What it has taken too much is given back at its end; what it has taken too little is taken then.
+        """
         self._check_running()  # again: others may have begun since
         self._take("tokens", tokens)
         self._running += 1
-
-    def end(self, tokens: int, used: int) -> None:
-        """Counts a generation out, and sets right what `begin` has taken for it."""
-        self._running -= 1
-        if "tokens" in self._buckets:
-            self._buckets["tokens"].take(used - tokens)
+        spending = Spending()
+        try:
+            yield spending
+        finally:
+            self._running -= 1
+            if "tokens" in self._buckets:
+                self._buckets["tokens"].take(spending.tokens - tokens)
 
     def _check_running(self) -> None:
         limit = self.quota.concurrency

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ import uvicorn
 from server.api.resumable import Keeping
 from server.api.service import AppOptions, Service
 from server.app import create_app
-from server.config import ServeOptions
+from server.config import OptionError, ServeOptions
 from server.console.progress import ProgressBar
 from server.departure import Departure
 from server.engine.child import ENGINE, Child
@@ -25,10 +26,20 @@ from server.exactness.recorder import Recorder
 from server.keys import KeysError
 from server.logs import Log, configure
 from server.metrics import Metrics
+from server.protocol import Patience, protocol_class
+from server.quotas import Quota
 from server.text_tools import load_text
 
 _KEEP_ALIVE_S = 65  # longer than clients keep an idle connection: if we closed it, their next request could be lost
 _BACKLOG = 2048
+# A client that has vanished without a word is given up within two minutes. Connections inherit what the listener has.
+_VANISHED = {
+    "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 60,  # seconds without a byte until it is asked
+    "TCP_KEEPINTVL": 15,
+    "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 120_000,  # milliseconds in which it takes nothing of what it is sent
+}
 
 log = Log(__name__)
 
@@ -46,7 +57,7 @@ def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE, first: Child
         care = Care(command=command, first=first, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
         try:
             serving = _Serving(options, care, metrics, recorder)
-        except KeysError as error:
+        except (KeysError, OptionError) as error:
             print(f"headrace: {error}", file=sys.stderr)
             return 1
         return serving.run()
@@ -93,7 +104,7 @@ class _Serving:
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=protocol_class(Patience(head_s=options.head_timeout, body_s=options.body_timeout)),
             ws="none",
             log_config=None,
             access_log=False,
@@ -124,7 +135,12 @@ class _Serving:
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
-        return socket.create_server((self.options.host, self.options.port), family=family, backlog=_BACKLOG)
+        listening = socket.create_server((self.options.host, self.options.port), family=family, backlog=_BACKLOG)
+        for option, value in _VANISHED.items():
+            if hasattr(socket, option):
+                level = socket.SOL_SOCKET if option.startswith("SO_") else socket.IPPROTO_TCP
+                listening.setsockopt(level, getattr(socket, option), value)
+        return listening
 
     def _on_ready(self, ready: Ready) -> None:
         self.bar.close()
@@ -161,14 +177,31 @@ class _Serving:
 
 
 def _app_options(options: ServeOptions) -> AppOptions:
-    keys = (options.api_key or "").split(",")
     return AppOptions(
         served_model_name=options.served_model_name,
-        api_keys=tuple(key.strip() for key in keys if key.strip()),
+        api_keys=_separated(options.api_key),
         api_key_file=Path(options.api_key_file) if options.api_key_file else None,
+        quota=Quota(
+            concurrency=options.limit_concurrency, requests=options.limit_requests, tokens=options.limit_tokens
+        ),
         open_metrics=options.open_metrics,
         max_body_bytes=options.max_body,
+        body_timeout_s=options.body_timeout,
+        request_timeout_s=options.request_timeout,
+        sse_keepalive_s=options.sse_keepalive,
+        cors_origins=_origins(options.cors_origin),
         metrics_compat=options.metrics_compat,
         lenient=options.lenient,
         keeping=Keeping(grace_s=options.stream_grace),
     )
+
+
+def _origins(values: str | None) -> tuple[str, ...]:
+    for origin in _separated(values):
+        if not re.fullmatch(r"\*|https?://[^/?#\s]+", origin):
+            raise OptionError(f"--cors-origin: '{origin}' is neither * nor an origin such as https://example.org")
+    return _separated(values)
+
+
+def _separated(values: str | None) -> tuple[str, ...]:
+    return tuple(stripped for value in (values or "").split(",") if (stripped := value.strip()))

@@ -1,5 +1,6 @@
 """How a request's bytes become a checked object: size, media type and encoding first, then one strict parse."""
 
+import asyncio
 from typing import TypeVar
 
 from fastapi import Request
@@ -8,19 +9,23 @@ from pydantic import BaseModel, ValidationError
 from server.api.connection import ClientGone
 from server.api.refusals import refusal
 from server.api.service import AppOptions
-from server.errors import RequestTooLarge, UnsupportedMediaType, shown
+from server.errors import RequestTooLarge, SlowRequest, UnsupportedMediaType, shown
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[Body], options: AppOptions) -> Body:
-    """Raises BadRequest, RequestTooLarge, UnsupportedMediaType; ClientGone if the client leaves while sending.
+    """Raises BadRequest, RequestTooLarge, UnsupportedMediaType, SlowRequest; ClientGone if the client leaves meanwhile.
 
     Of duplicate keys the last wins. The lenient option keeps unknown fields instead of refusing them, so that
     `schemas.ignored` can name them.
     """
     _check_headers(request, options.max_body_bytes)
-    raw = await _read(request, options.max_body_bytes)
+    try:
+        async with asyncio.timeout(options.body_timeout_s):
+            raw = await _read(request, options.max_body_bytes)
+    except TimeoutError:
+        raise SlowRequest from None
     try:
         return kind.model_validate_json(raw, extra="allow" if options.lenient else "forbid")
     except ValidationError as error:

@@ -56,4 +56,4 @@ async def create_chat_completion(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, ChatBody, service.options)
     job = partial(prepare, body, service, partial(ChatReply, body))
-    return Answer(service.metrics, service.streams, job, ignored(body))
+    return Answer(service, job, ignored(body))

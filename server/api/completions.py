@@ -279,4 +279,4 @@ async def create_completion(request: Request) -> Response:
     """Continues prompts, as a whole or as a stream of events."""
     service = service_of(request)
     body = await read_body(request, CompletionBody, service.options)
-    return Answer(service.metrics, service.streams, lambda: _prepare(body, service), ignored(body))
+    return Answer(service, lambda: _prepare(body, service), ignored(body))

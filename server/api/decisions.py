@@ -227,4 +227,4 @@ async def create_decision(request: Request) -> Response:
     """Answers questions by the log probabilities of their possible answers, which share one prefill a question."""
     service = service_of(request)
     body = await read_body(request, DecisionBody, service.options)
-    return Answer(service.metrics, service.streams, lambda: _prepare(body, service), ignored(body))
+    return Answer(service, lambda: _prepare(body, service), ignored(body))

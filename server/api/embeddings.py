@@ -107,4 +107,4 @@ async def create_embeddings(request: Request) -> Response:
     """A vector of length 1 for each input: the model's last hidden states, pooled."""
     service = service_of(request)
     body = await read_body(request, EmbeddingBody, service.options)
-    return Answer(service.metrics, service.streams, lambda: _prepare(body, service), ignored(body))
+    return Answer(service, lambda: _prepare(body, service), ignored(body))

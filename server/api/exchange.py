@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,12 +13,14 @@ from starlette.types import Receive, Scope, Send
 from server.api import sse
 from server.api.answers import ignored_header
 from server.api.connection import Client, ClientGone, watching
-from server.api.resumable import WISH, ResumableStreams, is_wished
-from server.errors import BadRequest, HeadraceError
+from server.api.resumable import WISH, is_wished
+from server.api.service import Service
+from server.errors import BadRequest, HeadraceError, RequestTimedOut
 from server.exactness.receipt import RECEIPT, Provenance
 from server.generator import Generation, GenerationRequest, Generator, Piece, Usage
 from server.logs import Log
-from server.metrics import EndReason, Metrics, RequestMeter
+from server.metrics import EndReason, RequestMeter
+from server.quotas import Account
 
 log = Log(__name__)
 
@@ -73,16 +76,9 @@ class Job:
 class Answer(Response):
     """Does a request's work as its response, so that the client is watched from the body's end to the last byte."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        streams: ResumableStreams,
-        prepare: Callable[[], Coroutine[Any, Any, Job]],
-        ignored: list[str],
-    ) -> None:
+    def __init__(self, service: Service, prepare: Callable[[], Coroutine[Any, Any, Job]], ignored: list[str]) -> None:
         """`prepare` raises where the request cannot be honoured; `ignored` names the fields without effect."""
-        self._metrics = metrics
-        self._streams = streams
+        self._service = service
         self._prepare = prepare
         self._arrived = time.monotonic()
         self._ignored = ignored
@@ -91,54 +87,71 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_resumable = is_wished(scope)
+        _account_of(scope).request()
         async with watching(receive) as client:
-            job = await client.while_there(self._prepare())
+            async with self._in_time():
+                job = await client.while_there(self._prepare())
             if not is_resumable:
                 await self._run(job, scope, client, send)
                 return
             if not job.is_streamed:
                 message = f"Invalid header '{WISH}': only allowed when 'stream' is true."
                 raise BadRequest(message, param=WISH, code="invalid_value")
-            stream = self._streams.open(scope, lambda client, send: self._run(job, scope, client, send))
+            stream = self._service.streams.open(scope, lambda client, send: self._run(job, scope, client, send))
             await stream.tell(client, 0, send)
 
     async def _run(self, job: Job, scope: Scope, client: Client, send: Send) -> None:
         """For a connection, or for a stream that outlives its connections."""
-        self._own_headers = ignored_header([*self._ignored, *job.ignored])
-        self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
-        generation = job.generator.start(job.request)
-        scope["state"]["is_accepted"] = True
-        meter = self._metrics.request_accepted(self._arrived)
-        tell = self._tell_stream if job.is_streamed else self._tell_whole
-        end: EndReason = "error"
+        account = _account_of(scope)
+        with account.spending(job.request.foreseen_tokens) as spending:
+            self._own_headers = ignored_header([*self._ignored, *job.ignored]) | account.headers
+            self._own_headers |= {RECEIPT: job.provenance.receipt(job.request.sampling.seed)}
+            generation = job.generator.start(job.request)
+            scope["state"]["is_accepted"] = True
+            meter = self._service.metrics.request_accepted(self._arrived, account.name)
+            tell = self._tell_stream if job.is_streamed else self._tell_whole
+            end: EndReason = "error"
+            try:
+                async with self._in_time():
+                    await client.while_there(tell(job.reply, generation, meter, send))
+                end = meter.natural_end
+            except ClientGone:
+                end = "disconnect"
+                raise
+            except HeadraceError as error:
+                error.event = job.reply.failure(error) if job.is_streamed else None
+                raise
+            finally:
+                spending.tokens = generation.usage.prompt_tokens + generation.usage.completion_tokens
+                if end not in ("stop", "length"):
+                    generation.close()
+                self._account(scope, meter, end, generation.usage)
+                job.on_end(scope["state"]["request_id"], end, generation.usage)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Raises RequestTimedOut when the request has lasted for too long."""
+        limit_s = self._service.options.request_timeout_s
+        left_s = None if limit_s is None else self._arrived + limit_s - time.monotonic()
         try:
-            await client.while_there(tell(job.reply, generation, meter, send))
-            end = meter.natural_end
-        except ClientGone:
-            end = "disconnect"
-            raise
-        finally:
-            if end not in ("stop", "length"):
-                generation.close()
-            self._account(scope, meter, end, generation.usage)
-            job.on_end(scope["state"]["request_id"], end, generation.usage)
+            async with asyncio.timeout(left_s):
+                yield
+        except TimeoutError:
+            assert limit_s is not None
+            raise RequestTimedOut(limit_s) from None
 
     async def _tell_stream(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
         events, has_started = reply.opening(), False
-        try:
-            async for pieces in generation.batches():
-                if not has_started:  # not earlier: what fails before the first piece is a plain error
-                    await self._start(send, sse.HEADERS)
-                    has_started = True
-                usage = generation.usage
-                meter.progressed(pieces, usage)
-                events += b"".join(reply.event(piece, usage) for piece in pieces)
-                if events:
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-                events = b""
-        except HeadraceError as error:
-            error.event = reply.failure(error)
-            raise
+        async for pieces in generation.batches():
+            if not has_started:  # not earlier: what fails before the first piece is a plain error
+                await self._start(send, sse.HEADERS)
+                has_started = True
+            usage = generation.usage
+            meter.progressed(pieces, usage)
+            events += b"".join(reply.event(piece, usage) for piece in pieces)
+            if events:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            events = b""
         await send({"type": "http.response.body", "body": reply.closing(generation.timed_usage)})
 
     async def _tell_whole(self, reply: Reply, generation: Generation, meter: RequestMeter, send: Send) -> None:
@@ -168,3 +181,9 @@ class Answer(Response):
             cached_tokens=usage.cached_tokens,
             seconds=round(time.monotonic() - self._arrived, 3),
         )
+
+
+def _account_of(scope: Scope) -> Account:
+    account = scope["state"]["account"]
+    assert isinstance(account, Account)
+    return account

@@ -32,6 +32,10 @@ class AppOptions:
     quota: Quota = UNLIMITED  # of each key
     open_metrics: bool = False  # /metrics needs no key
     max_body_bytes: int = 8 * 2**20
+    body_timeout_s: float | None = None
+    request_timeout_s: float | None = None  # from the body's last byte to the answer's
+    sse_keepalive_s: float = 0.0  # 0: no comments in quiet streams
+    cors_origins: tuple[str, ...] = ()  # pages of these may ask; "*" is for all
     metrics_compat: bool = True  # vLLM's names beside ours
     lenient: bool = False  # unknown fields are reported in a header instead of refused
     keeping: Keeping = field(default_factory=Keeping)  # of resumable streams

@@ -26,6 +26,7 @@ from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
 from server.engine.streams import Order, TokenStream
 from server.errors import EngineGone, Overloaded
 from server.metrics import Metrics
+from server.protocol import Patience, protocol_class
 from server.text_tools import load_text
 
 STATS = Stats(
@@ -249,12 +250,14 @@ class Served:
 
 
 @contextmanager
-def serving(engine: FakeEngine | None = None, **options: Any) -> Iterator[Served]:
+def serving(engine: FakeEngine | None = None, patience: Patience | None = None, **options: Any) -> Iterator[Served]:
     """Accepts connections at once, because the socket listens before the server runs."""
     engine = engine or FakeEngine()
     metrics = Metrics()
     app = create_app(AppOptions(**options), engine, metrics, lambda card: load_text(card, engine))
-    config = uvicorn.Config(app, log_config=None, loop="uvloop", http="httptools", ws="none", access_log=False)
+    config = uvicorn.Config(
+        app, log_config=None, loop="uvloop", http=protocol_class(patience or Patience()), ws="none", access_log=False
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

@@ -34,7 +34,7 @@ async def create_message(request: Request) -> Response:
     """Answers a conversation, as a whole or as a stream of typed events."""
     service = service_of(request)
     body = await read_body(request, MessagesBody, service.options)
-    return Answer(service.metrics, service.streams, partial(_prepare, body, service), ignored(body))
+    return Answer(service, partial(_prepare, body, service), ignored(body))
 
 
 @router.post("/v1/messages/count_tokens")

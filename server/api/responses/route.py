@@ -36,4 +36,4 @@ async def create_response(request: Request) -> Response:
     """Answers a conversation, as a whole or as a stream of typed events."""
     service = service_of(request)
     body = await read_body(request, ResponsesBody, service.options)
-    return Answer(service.metrics, service.streams, partial(_prepare, body, service), ignored(body))
+    return Answer(service, partial(_prepare, body, service), ignored(body))
