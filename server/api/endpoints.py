@@ -23,8 +23,8 @@ _GENERATING = "Generating"
 _READING = "Reading"
 _TOKENS = "Tokens"
 _SERVER = "The server"
-_ASKED = (400, 401, 404, 413, 415, 429, 500, 503)
-_READ = (400, 401, 404, 413, 415, 503)
+_ASKED = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+_READ = (400, 401, 404, 408, 413, 415, 503)
 _TOLD = (401, 503)
 _CHUNKS = (
     "Chunks, one a line `data: {...}`; `data: [DONE]` ends the stream. A fault ends it with an `error` object and "

@@ -24,12 +24,14 @@ _FAULTS = {
     400: "The request cannot be honoured as it stands.",
     401: "The key is missing or wrong.",
     404: "There is no such model or stream.",
+    408: "The request took too long to arrive.",
     409: "Another reader has taken over.",
     413: "The body is larger than the server takes.",
     415: "The body is no plain JSON.",
     429: "The key has taken what it may; `retry-after` says when to come back.",
     500: "The server failed on this request; `x-should-retry` says whether to try again.",
     503: "The server is loading, full, restarting or leaving; `retry-after` says when to come back.",
+    504: "The answer took longer than the server lets one take.",
 }
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "As OpenAI's clients send a key."},

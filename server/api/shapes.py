@@ -53,6 +53,22 @@ class Usage(Shape):
     completion_tokens_details: Thought
 
 
+class Timings(Shape):
+    queue_ms: float
+    """Until the first of the request's sequences was computed."""
+    cache_n: int
+    prompt_n: int
+    """Tokens of the prompts that had to be computed."""
+    prompt_ms: float
+    """From there to the first token."""
+    prompt_per_second: float | None
+    predicted_n: int
+    predicted_ms: float
+    """From there to the last token."""
+    predicted_per_second: float | None
+    """Without each choice's first token."""
+
+
 class Alternative(Shape):
     token: str
     logprob: float
@@ -120,6 +136,7 @@ class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings | None = None
     prompt_logprobs: PromptLogprobs | None = None
 
 
@@ -143,6 +160,7 @@ class ChatCompletionChunk(Answer):
     choices: list[ChunkChoice]
     """Empty in the event that has the usage."""
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class CompletionLogprobs(Shape):
@@ -168,6 +186,7 @@ class Completion(Answer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class InputDetails(Shape):

@@ -120,3 +120,10 @@ async def test_a_new_request_waits_while_there_are_suspects(journal: Journal) ->
         journal.acquit()
         last = submit(journal)
     assert last == [1, 2, 3, 4]
+
+
+async def test_another_engine_is_given_the_priority_as_well(journal: Journal) -> None:
+    journal.add(Order([4], 5, [], Sampling(), priority=-3), TokenStream(4, lambda id: None))
+    for _ in range(2):
+        assert [entry.submit().priority for entry in journal.due()] == [0, 0, 0, -3]
+        journal.lose_engine()
