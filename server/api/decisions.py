@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, Tag, model_validator
 from model.batch import Reading
 from server.api.body import read_body
 from server.api.choices import Choice, choices_of
+from server.api.dialogue import SWITCHES
 from server.api.exchange import Answer, Job, Unstreamed
 from server.api.labels import Kind, Label, answer, asked, labels_of, probabilities
 from server.api.refusals import FLAG, LISTS, STRING, custom
@@ -19,6 +20,7 @@ from server.api.service import ServedModel, Service, service_of
 from server.api.sse import to_json
 from server.errors import BadRequest, PromptTooLong
 from server.generator import GenerationRequest, Piece, Usage
+from server.text.conversation import Conversation, Turn
 
 MAX_QUESTIONS, MAX_OPTIONS = 400, 255  # OpenAI's
 MAX_LABELS = 4096  # over all questions: each is a sequence of its own
@@ -185,8 +187,10 @@ def _answer(each: Asked, choices: Iterator[Choice]) -> dict[str, Any]:
 async def _ask(question: Question, place: int, shown: str, model: ServedModel) -> Asked:
     labels = question.labels
     text = f"{shown}\n\n{asked(question.type, _text(question.instructions), labels)}"
+    turns: list[Turn] = [{"role": "user", "content": text}]
+    asking = Conversation(turns=turns, variables=dict.fromkeys(SWITCHES, False))  # an answer without reasoning
     try:
-        prompt = await model.tools.prompts.chat([{"role": "user", "content": text}])
+        prompt = (await model.tools.prompts.conversation(asking)).ids
     except BadRequest as error:
         message = error.message.replace("; use /v1/completions", "")
         raise BadRequest(message, param="input", code=error.code) from None

@@ -16,6 +16,8 @@ from server.text.detokenizer import Detokenizer
 from server.text.prompts import Prompts
 from server.text.reasoning import ReasoningFormat, ReasoningParser
 
+SWITCHES = ("enable_thinking", "thinking")  # by which templates leave out reasoning
+
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
@@ -74,11 +76,8 @@ def _with_effort(conversation: Conversation, effort: str | None, prompts: Prompt
     if effort is not None and prompts.knows("reasoning_effort"):
         asked["reasoning_effort"] = effort
     if effort == "none":
-        asked |= {name: False for name in _SWITCHES if prompts.knows(name)}
+        asked |= {name: False for name in SWITCHES if prompts.knows(name)}
     return replace(conversation, variables={**asked, **conversation.variables})
-
-
-_SWITCHES = ("enable_thinking", "thinking")
 
 
 def without_effect(body: TemplateFields, messages: list[Message], prompts: Prompts) -> list[str]:
@@ -95,4 +94,4 @@ def without_effect(body: TemplateFields, messages: list[Message], prompts: Promp
 
 
 def _has_effort(effort: str, prompts: Prompts) -> bool:
-    return prompts.knows("reasoning_effort") or (effort == "none" and any(map(prompts.knows, _SWITCHES)))
+    return prompts.knows("reasoning_effort") or (effort == "none" and any(map(prompts.knows, SWITCHES)))

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import openai
 import pytest
 
@@ -121,6 +122,14 @@ def test_the_openai_package_decides_with_its_own_method(served):
     assert sum(each.probability for each in choice.probabilities) == pytest.approx(1.0)
     assert 0 < score.score < 2
     assert decision.usage.input_tokens_details.cached_tokens == 8
+
+
+def test_a_template_that_can_leave_out_reasoning_is_told_to(own_server):
+    engine = own_server.engine
+    opening = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    engine.card = msgspec.structs.replace(engine.card, chat_template="{{ messages[0].content }}" + opening)
+    decide(own_server, input=INPUT, questions=[PREDICATE])
+    assert bytes(engine.orders[0].prompt).endswith(b"Answer with Yes or No only.Yes")
 
 
 def test_more_answers_than_a_request_may_have_are_refused(served):
