@@ -144,11 +144,12 @@ def test_every_answer_tells_what_is_left_and_one_key_takes_nothing_from_another(
 
 
 def test_tokens_are_set_right_when_an_answer_has_ended_or_was_cut_off(serve):
-    served = serve(api_keys=KEYS, quota=Quota(tokens=100_000))
-    left = []
+    served = serve(api_keys=KEYS, quota=Quota(tokens=100_000), open_metrics=True)
+    left: list[int] = []
     for max_tokens in (500, 500, 1):
         answer = served.http.post("/v1/completions", json=PROMPT | {"max_tokens": max_tokens}, headers=ONE)
         left.append(int(answer.headers["x-ratelimit-remaining-tokens"]))
+        served.wait_for('headrace_requests_finished_total{reason="stop"}', min(len(left), 2))
     assert left[0] - left[1] < 50
     served.engine.is_held = True
     with served.send("/v1/completions", b'{"prompt": "Hi", "max_tokens": 500}', "Authorization: Bearer two"):

@@ -15,7 +15,7 @@ BODY = b'{"prompt": "Hi"}'
 
 @pytest.fixture(scope="module")
 def hasty(start_server):
-    return start_server(patience=Patience(head_s=0.4, body_s=0.4), body_timeout_s=0.4)
+    return start_server(patience=Patience(head_s=1.0, body_s=1.0), body_timeout_s=1.0)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_slow_second_request_is_408_as_well(connection):
 
 
 def test_who_waits_for_an_answer_is_not_hurried(start_server):
-    served = start_server(patience=Patience(head_s=0.2, body_s=0.2), body_timeout_s=0.2)
+    served = start_server(patience=Patience(head_s=0.7, body_s=0.7), body_timeout_s=0.7)
     served.engine.is_held = True
     with served.send("/v1/completions", BODY) as connection:
         served.engine.wait_until(lambda: served.engine.orders)
