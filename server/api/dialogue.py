@@ -40,9 +40,11 @@ async def dialogue(body: ChatBody, model: ServedModel, *, is_bound: bool) -> Dia
     calling = _calling(body, conversation, form) if body.calls_tools else None
     grammar = None
     if calling is not None:
-        grammar = await tools.grammars.calls(
-            *call_grammar(calling, form.special, reasoning, reasoning_is_open=is_open), param="tools"
-        )
+        try:
+            written = call_grammar(calling, form.special, reasoning, reasoning_is_open=is_open)
+        except ValueError as error:
+            raise BadRequest(f"Invalid 'tools': {error}.", param="tools", code="invalid_value") from None
+        grammar = await tools.grammars.calls(*written, param="tools")
     shown = {} if is_bound else form.shown(None if calling is None else calling.syntax)
     interpreter = Interpreter(
         lambda: _parser(calling, reasoning, is_open),

@@ -93,11 +93,17 @@ def _schema(parameters: dict[str, Any], param: str) -> dict[str, Any]:
         reason = "'type' has to be 'object'"
     elif not isinstance(parameters.get("properties", {}), dict):
         reason = "'properties' has to be an object"
+    elif not _are_names(parameters.get("required", [])):
+        reason = "'required' has to be an array of strings"
     elif is_deeper(parameters, MAX_DEPTH):
         reason = f"it is nested more than {MAX_DEPTH} deep"
     if reason is not None:
         raise BadRequest(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
     return {"type": "object", "properties": {}, **parameters}
+
+
+def _are_names(required: object) -> bool:
+    return isinstance(required, list) and all(isinstance(name, str) for name in required)
 
 
 def arguments_of(text: str, param: str) -> dict[str, Any]:

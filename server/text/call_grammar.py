@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.errors import shown
 from server.text.call_syntax import CallSyntax
 from server.text.conversation import Tool
 from server.text.reasoning import ReasoningFormat
@@ -38,7 +39,10 @@ class Calling:
 def call_grammar(
     calling: Calling, special: Mapping[str, int], reasoning: ReasoningFormat | None, *, reasoning_is_open: bool
 ) -> tuple[str, Schemas]:
-    """The grammar and the schemas it refers to. `special` has the ids of special tokens, which are no text."""
+    """The grammar and the schemas it refers to. `special` has the ids of special tokens, which are no text.
+
+    Raises ValueError in one line where the syntax has no way to write a call.
+    """
     writer = _Writer(calling, special)
     start = writer.reasoning(reasoning, reasoning_is_open) + writer.answer()
     return "\n".join([f"start: {start}", *writer.rules]) + "\n", writer.schemas
@@ -113,14 +117,18 @@ class _Writer:
 
     def _keywords(self, place: int, tool: Tool) -> str:
         """Python's keywords in the order in which they are declared, those that are not required or not."""
-        declared: dict[str, Any] = tool.schema.get("properties", {})
         required = tool.schema.get("required", [])
-        names = [name for name in declared if name in required or _is_keyword(name)]
-        shared = {key: tool.schema[key] for key in ("$defs", "definitions") if key in tool.schema}
+        declared: dict[str, Any] = tool.schema.get("properties", {}) | {
+            name: {} for name in required if name not in tool.schema.get("properties", {})
+        }
+        names = [name for name in declared if declared[name] is not False and _is_keyword(name)]
+        if impossible := next((name for name in required if name not in names), None):
+            raise ValueError(f"'{shown(impossible)}' of '{tool.name}' cannot be an argument in this model's calls")
+        shared: dict[str, Any] = {key: tool.schema[key] for key in ("$defs", "definitions") if key in tool.schema}
         first, later = "", ""  # what may follow before any keyword, and after one
         for number, name in reversed(list(enumerate(names))):
-            rule, schema = f"{place}_{number}", declared[name]
-            value = self._value(f"value_{rule}", {**shared, **schema} if isinstance(schema, dict) else schema, tool)
+            rule, schema = f"{place}_{number}", declared[name] if isinstance(declared[name], dict) else {}
+            value = self._value(f"value_{rule}", {**shared, **schema}, tool)
             self.rules.append(f"keyword_{rule}: {_quoted(name + '=')} {value} {later}")
             without = [f" | {rest or _EMPTY}" if name not in required else "" for rest in (first, later)]
             self.rules.append(f"first_{rule}: keyword_{rule}{without[0]}")
@@ -128,12 +136,12 @@ class _Writer:
             first, later = f"first_{rule}", f"later_{rule}"
         return first
 
-    def _value(self, rule: str, schema: Any, tool: Tool) -> str:
-        if isinstance(schema, dict) and schema.get("type") == "boolean":
+    def _value(self, rule: str, schema: dict[str, Any], tool: Tool) -> str:
+        if schema.get("type") == "boolean":
             return '("True" | "False")'
         return self._json(rule, schema, tool)
 
-    def _json(self, rule: str, schema: Any, tool: Tool) -> str:
+    def _json(self, rule: str, schema: dict[str, Any], tool: Tool) -> str:
         self.schemas[rule] = {**schema, "x-guidance": _LAYOUT | {"lenient": not tool.is_strict}}
         return f"@{rule}"
 

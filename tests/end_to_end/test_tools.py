@@ -1,13 +1,14 @@
 """The default model calls tools for the openai package, with arguments that follow their schemas."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 from jsonschema import validate
-from support import RunningServer, running_server
+from support import RunningServer, command, running_server, wait_until
 
 WEATHER = {
     "type": "object",
@@ -33,8 +34,13 @@ NAMED = [{"type": "function", "function": {"name": name}} for name in SCHEMAS]
 
 
 @pytest.fixture(scope="module")
-def server(default_model: Path) -> Iterator[RunningServer]:
-    with running_server("--model", str(default_model)) as server:
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("record") / "file.jsonl"
+
+
+@pytest.fixture(scope="module")
+def server(default_model: Path, record: Path) -> Iterator[RunningServer]:
+    with running_server("--model", str(default_model), "--record", str(record)) as server:
         yield server
 
 
@@ -74,3 +80,16 @@ def test_a_stream_has_the_call_that_the_whole_answer_has_and_its_result_can_be_s
     )
     assert after.choices[0].message.content
     assert after.choices[0].message.tool_calls is None
+
+
+def test_a_recorded_call_is_replayed(client, model, server, record, tmp_path) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=QUESTION, tools=TOOLS, tool_choice=NAMED[0], max_tokens=200, seed=3, user="replayed"
+    )
+    assert answer.choices[0].finish_reason == "tool_calls"
+    wait_until(lambda: '"user":"replayed"' in record.read_text())
+    file = tmp_path / "one.jsonl"
+    file.write_text(record.read_text().splitlines()[-1] + "\n")
+    replay = command("replay", str(file), "--url", server.url, "--check")
+    run = subprocess.run(replay, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -98,6 +98,17 @@ def test_reasoning_comes_before_calls() -> None:
     assert not takes("<think>hm</think>no", HERMES, required=True, reasoning=form)
 
 
+def test_pythonic_calls_have_keywords_that_python_can_read() -> None:
+    anything = {"type": "object", "properties": {"a-b": {}, "from": {}, "never": False, "any": True}}
+    calling = Calling(PYTHONIC, [Tool(name="f", schema=anything, declared={})], is_required=True, is_single=True)
+    lark, schemas = call_grammar(calling, {}, None, reasoning_is_open=False)
+    assert len(schemas) == 1
+    assert '"any="' in lark
+    required = Tool(name="f", schema={**anything, "required": ["from"]}, declared={})
+    with pytest.raises(ValueError, match="'from' of 'f'"):
+        call_grammar(Calling(PYTHONIC, [required], True, True), {}, None, reasoning_is_open=False)
+
+
 def test_marks_that_are_special_tokens_are_no_text() -> None:
     calling = Calling(HERMES, TOOLS, is_required=False, is_single=False)
     lark, _ = call_grammar(calling, {"<tool_call>": 7, "</tool_call>": 8}, None, reasoning_is_open=False)

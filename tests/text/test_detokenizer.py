@@ -21,6 +21,11 @@ def test_no_piece_holds_part_of_a_code_point(planes: dict[int, str], corpus: lis
         assert [piece for piece in pieces if piece] == list(text)
 
 
+def test_special_tokens_that_are_to_be_shown_are_text() -> None:
+    detokenizer = Detokenizer([*ONE_BYTE_EACH, b"", b""], {256: b"[TOOL_CALLS]"})
+    assert "".join(map(detokenizer.feed, [104, 256, 257, 105])) == "h[TOOL_CALLS]i"
+
+
 async def test_streamed_text_is_the_decoded_text(
     byte_level: ModelCard, planes: dict[int, str], corpus: list[str]
 ) -> None:
