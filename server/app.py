@@ -33,6 +33,7 @@ from server.api.responses.body import ResponsesBody
 from server.api.resumable import STREAM
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
+from server.api.tracing import Tracer
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
@@ -68,12 +69,13 @@ def create_app(
     metrics: Metrics,
     load_text: Callable[[ModelCard], TextTools],
     recorder: Recorder | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The app starts and stops `engine`; `load_text` runs once, off the event loop, when the model's card is known.
 
     Raises KeysError.
     """
-    service = Service(options, engine, metrics, load_text, recorder)
+    service = Service(options, engine, metrics, load_text, recorder, tracer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -112,7 +114,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=TOLD_TO_PAGES,
         )
-    app.add_middleware(RequestIds)  # the last added stands outermost
+    app.add_middleware(RequestIds)
+    if tracer is not None:
+        app.add_middleware(tracer.around)  # the last added stands outermost
     app.openapi = lambda: describe(app, BODIES, open_paths)  # type: ignore[method-assign]
     return app
 

@@ -111,6 +111,11 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     record: Annotated[
         str | None, Meta(description="append every request and its answer, texts and all, to this JSONL file")
     ] = None
+    traces: Annotated[
+        str | None,
+        Meta(description="send a span of every request to this OTLP collector's URL; needs headrace[otel]"),
+    ] = None
+    trace_content: Annotated[bool, Meta(description="tell in the spans what was asked and answered")] = False
     log_format: Annotated[Literal["text", "json"], Meta(description="how events are written to stdout")] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="events below this are left out")

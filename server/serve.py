@@ -8,11 +8,13 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from server.api.resumable import Keeping
 from server.api.service import AppOptions, Service
+from server.api.tracing import Tracer
 from server.app import create_app
 from server.config import OptionError, ServeOptions
 from server.console.progress import ProgressBar
@@ -30,6 +32,9 @@ from server.protocol import Patience, protocol_class
 from server.quotas import Quota
 from server.text_tools import load_text
 
+if TYPE_CHECKING:
+    from server.tracing import OpenTelemetry
+
 _KEEP_ALIVE_S = 65  # longer than clients keep an idle connection: if we closed it, their next request could be lost
 _BACKLOG = 2048
 # A client that has vanished without a word is given up within two minutes. Connections inherit what the listener has.
@@ -45,7 +50,11 @@ log = Log(__name__)
 
 
 def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE, first: Child | None = None) -> int:
-    """Opens the port at once and loads behind it, in a process that `command` starts or has started; the exit code."""
+    """Opens the port at once and loads behind it, in a process that `command` starts or has started; the exit code.
+
+    Raises OptionError.
+    """
+    tracer = _tracer(options)
     configure(options.log_format, options.log_level)
     metrics = Metrics(vllm_names=options.metrics_compat)
     try:
@@ -53,14 +62,28 @@ def serve(options: ServeOptions, command: tuple[str, ...] = ENGINE, first: Child
     except OSError as error:
         print(f"headrace: {options.record}: {error.strerror}", file=sys.stderr)
         return 1
-    with recorder or contextlib.nullcontext():
+    with recorder or contextlib.nullcontext(), tracer or contextlib.nullcontext():
         care = Care(command=command, first=first, watchdog_s=options.watchdog, keeps_spare=options.spare_engine)
         try:
-            serving = _Serving(options, care, metrics, recorder)
+            serving = _Serving(options, care, metrics, recorder, tracer)
         except (KeysError, OptionError) as error:
             print(f"headrace: {error}", file=sys.stderr)
             return 1
         return serving.run()
+
+
+def _tracer(options: ServeOptions) -> "OpenTelemetry | None":
+    if options.traces is None:
+        if options.trace_content:
+            raise OptionError("--trace-content: says nothing without --traces")
+        return None
+    if not options.traces.startswith(("http://", "https://")):
+        raise OptionError("--traces: takes a URL such as http://127.0.0.1:4318/v1/traces")
+    try:
+        from server.tracing import OpenTelemetry
+    except ModuleNotFoundError:
+        raise OptionError("--traces: needs OpenTelemetry, which `pip install 'headrace[otel]'` brings") from None
+    return OpenTelemetry(options.traces, has_content=options.trace_content)
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +106,14 @@ class _Server(uvicorn.Server):
 class _Serving:
     """The engine, the app and the listening socket, and what the engine's news mean for them."""
 
-    def __init__(self, options: ServeOptions, care: Care, metrics: Metrics, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        care: Care,
+        metrics: Metrics,
+        recorder: Recorder | None,
+        tracer: Tracer | None,
+    ) -> None:
         self.options = options
         self.bar = ProgressBar()
         self.exit_code = 0
@@ -99,7 +129,7 @@ class _Serving:
         )
         self.engine = EngineClient(options, options.max_queue, listener, care)
         app = create_app(
-            _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder
+            _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder, tracer
         )
         config = uvicorn.Config(
             app,

@@ -14,6 +14,7 @@ CONFINED = {
     "torch": ("model/",),
     "fastapi": ("server/app.py", "server/api/"),
     "prometheus_client": ("server/metrics.py",),
+    "opentelemetry": ("server/tracing.py",),
     "pickle": (),
     "marshal": (),
     "shelve": (),

@@ -14,6 +14,7 @@ from server.api.prompt_logprobs import readings_of
 from server.api.recording import recorded
 from server.api.schemas import ignored
 from server.api.service import Service, service_of
+from server.api.tracing import traced
 from server.generator import GenerationRequest
 
 router = APIRouter()
@@ -47,7 +48,8 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
     reply = wording(Occasion(model.name, provenance.fingerprint, prompt, model.tools.tokenizer, asked.interpreter))
     unread = without_effect(body, body.messages, model.tools.prompts)
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance, unread)
-    return recorded(job, "/v1/chat/completions", body, service.recorder)
+    job = recorded(job, "/v1/chat/completions", body, service.recorder)
+    return traced(job, "chat", model.name, body, service.tracer)
 
 
 @router.post("/v1/chat/completions")

@@ -23,6 +23,7 @@ from server.api.schemas import (
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import Chunks, Envelope, json_text, to_json
 from server.api.structure import BoundBody
+from server.api.tracing import traced
 from server.errors import BadRequest, HeadraceError
 from server.generator import GenerationRequest, Piece, TokenText, Usage
 
@@ -251,7 +252,8 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
     provenance = service.provenance(model)
     reply = CompletionReply(body, model, provenance.fingerprint, prompts, _echoes(body, model, prompts))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
-    return recorded(job, "/v1/completions", body, service.recorder)
+    job = recorded(job, "/v1/completions", body, service.recorder)
+    return traced(job, "text_completion", model.name, body, service.tracer)
 
 
 async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:

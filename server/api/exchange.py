@@ -126,7 +126,7 @@ class Answer(Response):
                 if end not in ("stop", "length"):
                     generation.close()
                 self._account(scope, meter, end, generation.usage)
-                job.on_end(scope["state"]["request_id"], end, generation.usage)
+                job.on_end(scope["state"]["request_id"], end, generation.timed_usage)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

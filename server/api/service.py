@@ -10,6 +10,7 @@ from fastapi import Request
 
 from server.api.resumable import Keeping, ResumableStreams
 from server.api.sse import wall_time
+from server.api.tracing import Tracer
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
@@ -66,6 +67,7 @@ class Service:
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
     recorder: Recorder | None = None
+    tracer: Tracer | None = None
     leaving: bool = False  # the server has been told to end: better ask another
     draining: bool = False  # and takes nothing new any more
     streams: ResumableStreams = field(init=False)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from model.batch import Finding, Logprobs
 from server.api.resumable import ResumableStreams
 from server.api.service import AppOptions
+from server.api.tracing import Tracer
 from server.app import create_app
 from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
 from server.engine.streams import Order, TokenStream
@@ -250,11 +251,13 @@ class Served:
 
 
 @contextmanager
-def serving(engine: FakeEngine | None = None, patience: Patience | None = None, **options: Any) -> Iterator[Served]:
+def serving(
+    engine: FakeEngine | None = None, patience: Patience | None = None, tracer: Tracer | None = None, **options: Any
+) -> Iterator[Served]:
     """Accepts connections at once, because the socket listens before the server runs."""
     engine = engine or FakeEngine()
     metrics = Metrics()
-    app = create_app(AppOptions(**options), engine, metrics, lambda card: load_text(card, engine))
+    app = create_app(AppOptions(**options), engine, metrics, lambda card: load_text(card, engine), tracer=tracer)
     config = uvicorn.Config(
         app, log_config=None, loop="uvloop", http=protocol_class(patience or Patience()), ws="none", access_log=False
     )
@@ -297,6 +300,12 @@ def start_server() -> Iterator[Callable[..., Served]]:
     """For servers that the tests of a file share."""
     with ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(serving(*args, **options))
+
+
+@pytest.fixture
+def serving_for_a_while() -> Callable[..., AbstractContextManager[Served]]:
+    """For tests that look at what is left when a server has ended."""
+    return serving
 
 
 @pytest.fixture
