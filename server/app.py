@@ -33,7 +33,6 @@ from server.api.responses.body import ResponsesBody
 from server.api.resumable import STREAM
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
-from server.api.tracing import Tracer
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
@@ -41,6 +40,7 @@ from server.exactness.receipt import RECEIPT
 from server.exactness.recorder import Recorder
 from server.keys import Keys
 from server.metrics import Metrics
+from server.spans import Tracer
 from server.text_tools import TextTools
 
 # Headers of answers that scripts of another origin may read.

@@ -14,7 +14,6 @@ import uvicorn
 
 from server.api.resumable import Keeping
 from server.api.service import AppOptions, Service
-from server.api.tracing import Tracer
 from server.app import create_app
 from server.config import OptionError, ServeOptions
 from server.console.progress import ProgressBar
@@ -30,6 +29,7 @@ from server.logs import Log, configure
 from server.metrics import Metrics
 from server.protocol import Patience, protocol_class
 from server.quotas import Quota
+from server.spans import Tracer
 from server.text_tools import load_text
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.middleware import HEALTH_PATHS
-from server.api.tracing import Told
+from server.spans import Told
 
 _UNTOLD = HEALTH_PATHS | {"/metrics"}
 _EXPORT_S = 5.0

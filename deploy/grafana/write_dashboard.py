@@ -79,6 +79,8 @@ ROWS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
             "none",
             {"mean": mean("request_generation_length_tokens")} | quantiles("request_generation_length_tokens"),
         ),
+        "Requests by key": ("reqps", {"{{key}}": per_second("key_requests", "key")}),
+        "Tokens by key": ("cps", {"{{key}}": per_second("key_tokens", "key")}),
     },
     "What went wrong": {
         "Engines replaced": ("none", {"{{reason}}": growth("engine_restarts", "reason")}),

@@ -10,7 +10,6 @@ from fastapi import Request
 
 from server.api.resumable import Keeping, ResumableStreams
 from server.api.sse import wall_time
-from server.api.tracing import Tracer
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
@@ -18,6 +17,7 @@ from server.exactness.receipt import Provenance, text_digests
 from server.exactness.recorder import Recorder
 from server.metrics import Metrics
 from server.quotas import UNLIMITED, Quota
+from server.spans import Tracer
 from server.text_tools import TextTools
 
 VERSION = version("headrace")

@@ -4,10 +4,8 @@ The names are OpenTelemetry's for generative AI, as of version 1.41; what they l
 """
 
 import time
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
-
-from starlette.types import ASGIApp
+from dataclasses import replace
+from typing import Any, Literal
 
 from server.api.choices import Choice, choices_of
 from server.api.exchange import Job, Reply
@@ -15,36 +13,9 @@ from server.api.schemas import GenerationBody
 from server.api.sse import to_json
 from server.generator import GenerationRequest, Piece, Usage
 from server.metrics import EndReason
+from server.spans import Attributes, Told, Tracer
 
 Operation = Literal["chat", "text_completion"]
-Attributes = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A span that is over. Times are nanoseconds since the epoch; `events` are names with the time of each."""
-
-    name: str
-    parent: object
-    started: int
-    attributes: Attributes
-    events: list[tuple[str, int]]
-    error: str | None
-
-
-class Tracer(Protocol):
-    """Who makes spans of requests."""
-
-    has_content: bool  # they tell what was asked and answered, too
-
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """The app, with a span around each of its requests."""
-
-    def here(self) -> object:
-        """The span that the running request is in."""
-
-    def tell(self, span: Told) -> None:
-        """Sends one that is over."""
 
 
 def traced(job: Job, operation: Operation, model: str, body: GenerationBody, tracer: Tracer | None) -> Job:

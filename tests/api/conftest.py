@@ -21,13 +21,13 @@ from fastapi import FastAPI
 from model.batch import Finding, Logprobs
 from server.api.resumable import ResumableStreams
 from server.api.service import AppOptions
-from server.api.tracing import Tracer
 from server.app import create_app
 from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
 from server.engine.streams import Order, TokenStream
 from server.errors import EngineGone, Overloaded
 from server.metrics import Metrics
 from server.protocol import Patience, protocol_class
+from server.spans import Tracer
 from server.text_tools import load_text
 
 STATS = Stats(

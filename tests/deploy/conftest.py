@@ -9,7 +9,7 @@ from support import RunningServer, running_server
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from monitoring import Prometheus, debian_program, watching
+from monitoring import KEY, Prometheus, debian_program, watching
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +18,11 @@ def promtool() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_model: Path) -> Iterator[RunningServer]:
-    with running_server("--model", str(tiny_model), "--check-invariants") as server:
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"ada: {KEY}\n")
+    options = ("--api-key-file", str(keys), "--open-metrics")
+    with running_server("--model", str(tiny_model), "--check-invariants", *options) as server:
         yield server
 
 

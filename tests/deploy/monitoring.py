@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from support import RunningServer, wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+KEY = "of-the-tests"
 CACHE = Path.home() / ".cache" / "headrace" / "deploy-test"
 
 
@@ -94,3 +96,13 @@ def dashboard_queries() -> dict[str, str]:
         for panel in panels
         for target in panel.get("targets", ())
     }
+
+
+def series_named(text: str) -> set[str]:
+    """The series that a text names, ours and those under vLLM's names."""
+    return set(re.findall(r"\b(?:headrace_[a-z_]+|vllm:[a-z_]+)", text))
+
+
+def exposed_names(metrics: str) -> set[str]:
+    """The names of what /metrics shows."""
+    return {re.split(r"[{ ]", line)[0] for line in metrics.splitlines() if line[0] != "#"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from monitoring import DEPLOY, Prometheus, dashboard_queries
+from monitoring import DEPLOY, KEY, Prometheus, dashboard_queries
 from support import RunningServer, patient_client, wait_until
 
 pytestmark = pytest.mark.deploy
@@ -85,6 +85,7 @@ def test_every_rule_is_evaluated_and_no_alert_fires(prometheus: Prometheus) -> N
 async def load(server: RunningServer) -> None:
     """Everything that moves a panel."""
     async with patient_client(server.url) as http:
+        http.headers["authorization"] = f"Bearer {KEY}"
         for _ in range(2):  # the second finds the first one's prefix
             await http.post("/v1/completions", json=LONG | {"stream": False, "n": 3})
         await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8})
@@ -95,7 +96,8 @@ async def load(server: RunningServer) -> None:
 
 
 def refuse(server: RunningServer) -> None:
-    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "temperature": 9}).status_code == 400
+    body, headers = {"prompt": "a", "temperature": 9}, {"authorization": f"Bearer {KEY}"}
+    assert httpx.post(f"{server.url}/v1/completions", json=body, headers=headers).status_code == 400
 
 
 async def leave(http: httpx.AsyncClient) -> None:
