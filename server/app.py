@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server.api import (
     about,
+    adapters,
     chat,
     chat_body,
     completions,
@@ -60,6 +61,8 @@ BODIES: dict[str, type[Strict]] = {
     "/v1/decisions": decisions.DecisionBody,
     "/tokenize": tokenize.TokenizeBody,
     "/detokenize": tokenize.DetokenizeBody,
+    "/v1/load_lora_adapter": adapters.LoadBody,
+    "/v1/unload_lora_adapter": adapters.UnloadBody,
 }
 
 
@@ -99,7 +102,7 @@ def create_app(
     )
     app.state.service = service
     generating = (chat, completions, responses, messages, embeddings, decisions)
-    for resource in (*generating, streams, models, tokenize, about, docs, health):
+    for resource in (*generating, streams, models, adapters, tokenize, about, docs, health):
         app.include_router(resource.router)
     open_paths = HEALTH_PATHS | {docs.PATH} | ({"/metrics"} if options.open_metrics else set())
     app.add_middleware(Gate, keys=Keys(options.api_keys, options.api_key_file, options.quota), open_paths=open_paths)

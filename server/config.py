@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -12,6 +14,8 @@ from msgspec import Meta
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Meta(ge=1)]
 Amount = Annotated[float, Meta(gt=0)]
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +92,14 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     sse_keepalive: Annotated[
         float, Meta(ge=0, description="seconds after which a quiet stream gets a comment; 0 for none")
     ] = 15.0
+    adapter: Annotated[
+        str | None,
+        Meta(description="LoRA adapters as NAME=FOLDER, separated by commas; requests ask for model NAME"),
+    ] = None
+    adapter_folders: Annotated[
+        str | None,
+        Meta(description="folders within which clients with a key may load more, separated by commas; unset: none"),
+    ] = None
     max_queue: Annotated[int, Meta(ge=1, description="sequences that may wait beside the running ones")] = 1024
     max_body: Annotated[int, Meta(ge=1024, description="bytes that a request's body may have")] = 8 * 1024 * 1024
     watchdog: Annotated[
@@ -201,6 +213,24 @@ def _for_people(message: str) -> str:
     name = where.rstrip("`")
     wanted = (what[0].lower() + what[1:]).replace("`", "").replace(" | null", "")
     return f"--{name.replace('_', '-')}: {wanted}" if name else message
+
+
+def listed(value: str | None) -> tuple[str, ...]:
+    """The parts of an option that are separated by commas."""
+    return tuple(stripped for part in (value or "").split(",") if (stripped := part.strip()))
+
+
+def named_folders(value: str | None) -> dict[str, Path]:
+    """What --adapter names. Raises OptionError."""
+    folders: dict[str, Path] = {}
+    for part in listed(value):
+        name, _, folder = part.partition("=")
+        if not ADAPTER_NAME.fullmatch(name) or not folder:
+            raise OptionError(f"--adapter: expected NAME=FOLDER, but got {part!r}")
+        if name in folders:
+            raise OptionError(f"--adapter: there are two adapters named {name!r}")
+        folders[name] = Path(folder).absolute()
+    return folders
 
 
 def options_table(kind: type[ModelOptions]) -> str:

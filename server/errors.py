@@ -110,6 +110,14 @@ class Unauthorized(HeadraceError):
         return {"www-authenticate": "Bearer"}
 
 
+class Forbidden(HeadraceError):
+    """This server does not do that, whoever asks."""
+
+    status = 403
+    type = "invalid_request_error"
+    default_code = "forbidden"
+
+
 class UnknownUrl(HeadraceError):
     status = 404
     type = "invalid_request_error"
@@ -124,9 +132,9 @@ class ModelNotFound(HeadraceError):
     type = "invalid_request_error"
     default_code = "model_not_found"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, param: str = "model") -> None:
         message = f"The model `{shown(model)}` does not exist or you do not have access to it."
-        super().__init__(message, param="model")
+        super().__init__(message, param=param)
 
 
 class StreamNotFound(HeadraceError):

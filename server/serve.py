@@ -15,7 +15,7 @@ import uvicorn
 from server.api.resumable import Keeping
 from server.api.service import AppOptions, Service
 from server.app import create_app
-from server.config import OptionError, ServeOptions
+from server.config import OptionError, ServeOptions, listed, named_folders
 from server.console.progress import ProgressBar
 from server.departure import Departure
 from server.engine.child import ENGINE, Child
@@ -127,7 +127,8 @@ class _Serving:
             on_restart=self.metrics.engine_restarted,
             on_failure=self._on_failure,
         )
-        self.engine = EngineClient(options, options.max_queue, listener, care)
+        self.adapters = named_folders(options.adapter)
+        self.engine = EngineClient(options, options.max_queue, listener, care, self.adapters)
         app = create_app(
             _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder, tracer
         )
@@ -182,8 +183,10 @@ class _Serving:
         self.metrics.serving(name, ready)
         log.info("ready", model=name, device=ready.device, dtype=ready.dtype, longest=self.engine.longest)
 
-    def _on_card(self, _: ModelCard) -> None:
+    def _on_card(self, card: ModelCard) -> None:
         """The text tools load beside the weights, and what is wrong with them is known before anyone asks."""
+        if (name := self.service.name_of(card)) in self.adapters:
+            self._on_failure(f"adapter {name}: the model itself is served under this name")
         self.loading_text = self.loading_text or asyncio.create_task(self._load_text())
 
     async def _load_text(self) -> None:
@@ -209,7 +212,8 @@ class _Serving:
 def _app_options(options: ServeOptions) -> AppOptions:
     return AppOptions(
         served_model_name=options.served_model_name,
-        api_keys=_separated(options.api_key),
+        api_keys=listed(options.api_key),
+        adapter_folders=tuple(Path(folder).absolute() for folder in listed(options.adapter_folders)),
         api_key_file=Path(options.api_key_file) if options.api_key_file else None,
         quota=Quota(
             concurrency=options.limit_concurrency, requests=options.limit_requests, tokens=options.limit_tokens
@@ -227,11 +231,7 @@ def _app_options(options: ServeOptions) -> AppOptions:
 
 
 def _origins(values: str | None) -> tuple[str, ...]:
-    for origin in _separated(values):
+    for origin in listed(values):
         if not re.fullmatch(r"\*|https?://[^/?#\s]+", origin):
             raise OptionError(f"--cors-origin: '{origin}' is neither * nor an origin such as https://example.org")
-    return _separated(values)
-
-
-def _separated(values: str | None) -> tuple[str, ...]:
-    return tuple(stripped for value in (values or "").split(",") if (stripped := value.strip()))
+    return listed(values)

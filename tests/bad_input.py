@@ -31,6 +31,8 @@ PATHS = {
     "decisions": "/v1/decisions",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
+    "load": "/v1/load_lora_adapter",
+    "unload": "/v1/unload_lora_adapter",
 }
 VALID: dict[str, Row] = {
     "chat": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -38,6 +40,8 @@ VALID: dict[str, Row] = {
     "responses": {"input": "Hi"},
     "embeddings": {"input": "Hi"},
     "decisions": {"input": "Hi", "questions": [{"type": "predicate", "instructions": "Is it a greeting?"}]},
+    "load": {"lora_name": "a", "lora_path": "b"},
+    "unload": {"lora_name": "a"},
 }
 OWN_ID = re.compile(r"req-[0-9a-f]{32}")
 REPEATED = re.compile(r"\$([^*]+)\*(\d+)")

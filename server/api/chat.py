@@ -23,7 +23,7 @@ router = APIRouter()
 async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
     """The one way from a conversation to what generates its next message, for every endpoint that takes one."""
     model = await service.generating_model()
-    model.check_name(body.model)
+    adapter = model.adapter(body.model)
     body.check_vocabulary(model.card.vocab_size)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = await body.bound_sampling(model.tools, top_logprobs=top_logprobs)
@@ -40,12 +40,14 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
         ignore_eos=bool(body.ignore_eos),
         shown=asked.shown,
         sampling=replace(sampling, grammar=asked.grammar or sampling.grammar),
+        adapter=adapter.digest if adapter else None,
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         readings=readings_of([prompt], body.prompt_logprobs, "prompt_logprobs"),
     )
-    provenance = service.provenance(model)
-    reply = wording(Occasion(model.name, provenance.fingerprint, prompt, model.tools.tokenizer, asked.interpreter))
+    provenance = service.provenance(model, adapter)
+    name = (adapter or model).name
+    reply = wording(Occasion(name, provenance.fingerprint, prompt, model.tools.tokenizer, asked.interpreter))
     unread = without_effect(body, body.messages, model.tools.prompts)
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance, unread)
     job = recorded(job, "/v1/chat/completions", body, service.recorder)

@@ -129,12 +129,13 @@ class CompletionReply:
         self,
         body: CompletionBody,
         model: ServedModel,
+        name: str,
         fingerprint: str,
         prompts: list[list[int]],
         echoes: list[str],
     ) -> None:
-        """`echoes` has what stands before each choice's own text, by index."""
-        self._envelope = Envelope.new("cmpl", "text_completion", model.name, fingerprint)
+        """`name` is the one that was asked for; `echoes` has what stands before each choice's own text, by index."""
+        self._envelope = Envelope.new("cmpl", "text_completion", name, fingerprint)
         self._chunks = Chunks(self._envelope, body.wishes)
         self._body = body
         self._has_logprobs = body.logprobs is not None
@@ -230,7 +231,7 @@ def _alternatives(token: TokenText) -> dict[str, float]:
 
 async def _prepare(body: CompletionBody, service: Service) -> Job:
     model = await service.generating_model()
-    model.check_name(body.model)
+    adapter = model.adapter(body.model)
     body.check_vocabulary(model.card.vocab_size)
     prompts = [body.truncated(prompt, service.engine.longest) for prompt in await _encode(body, model)]
     request = GenerationRequest(
@@ -242,6 +243,7 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         sampling=await body.bound_sampling(model.tools, top_logprobs=body.logprobs),
+        adapter=adapter.digest if adapter else None,
         salt=body.cache_salt or "",
         priority=body.priority or 0,
         readings=readings_of(
@@ -249,8 +251,9 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
         ),
         shows_ending=body.has_told_echo,  # who reads a prompt's figures counts them from both ends
     )
-    provenance = service.provenance(model)
-    reply = CompletionReply(body, model, provenance.fingerprint, prompts, _echoes(body, model, prompts))
+    provenance = service.provenance(model, adapter)
+    name = (adapter or model).name
+    reply = CompletionReply(body, model, name, provenance.fingerprint, prompts, _echoes(body, model, prompts))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     job = recorded(job, "/v1/completions", body, service.recorder)
     return traced(job, "text_completion", model.name, body, service.tracer)

@@ -209,7 +209,7 @@ def _check_length(all_asked: list[Asked], longest: int) -> None:
 
 async def _prepare(body: DecisionBody, service: Service) -> Job:
     model = await service.generating_model()
-    model.check_name(body.model)
+    adapter = model.adapter(body.model)
     shown = body.shown()
     all_asked: list[Asked] = []
     for place, question in enumerate(body.questions):
@@ -219,11 +219,12 @@ async def _prepare(body: DecisionBody, service: Service) -> Job:
         prompts=[[*each.prompt, *said] for each in all_asked for said in each.said],
         source="input",
         max_tokens=0,
+        adapter=adapter.digest if adapter else None,
         salt=body.prompt_cache_key or "",
         readings=[Reading(start=len(each.prompt) - 1, top_logprobs=0) for each in all_asked for _ in each.said],
     )
-    reply = DecisionReply(model.name, all_asked)
-    return Job(model.tools.generator, request, reply, False, service.provenance(model))
+    reply = DecisionReply((adapter or model).name, all_asked)
+    return Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
 
 
 @router.post("/v1/decisions")

@@ -78,15 +78,16 @@ class EmbeddingReply(Unstreamed):
 
 async def _prepare(body: EmbeddingBody, service: Service) -> Job:
     model = await service.generating_model()
-    model.check_name(body.model)
+    adapter = model.adapter(body.model)
     if body.dimensions is not None and body.dimensions > model.card.dim:
         message = f"Invalid 'dimensions': integer above maximum value. The model has {model.card.dim}."
         raise BadRequest(message, param="dimensions", code="integer_above_max_value")
     prompts = await _encode(body, model)
     readings = [body.reading(prompt) for prompt in prompts]
-    request = GenerationRequest(prompts=prompts, source="input", max_tokens=0, readings=readings)
-    reply = EmbeddingReply(model.name, is_base64=body.encoding_format == "base64")
-    return Job(model.tools.generator, request, reply, False, service.provenance(model))
+    digest = adapter.digest if adapter else None
+    request = GenerationRequest(prompts=prompts, source="input", max_tokens=0, readings=readings, adapter=digest)
+    reply = EmbeddingReply((adapter or model).name, is_base64=body.encoding_format == "base64")
+    return Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
 
 
 async def _encode(body: EmbeddingBody, model: ServedModel) -> list[list[int]]:

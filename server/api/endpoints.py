@@ -170,6 +170,10 @@ ENDPOINTS = {
     "/tokenizer_info": Endpoint(faults=_TOLD, group=_TOKENS, answer=shapes.TokenizerInfo),
     "/v1/models": Endpoint(faults=_TOLD, group=_SERVER, answer=shapes.Models),
     "/v1/models/{model_id}": Endpoint(faults=(401, 404, 503), group=_SERVER, answer=shapes.Model),
+    "/v1/load_lora_adapter": Endpoint(faults=(400, 401, 403, 413, 415, 503), group=_SERVER, answer=shapes.Model),
+    "/v1/unload_lora_adapter": Endpoint(
+        faults=(400, 401, 403, 404, 413, 415), group=_SERVER, answer=shapes.DeletedModel
+    ),
     "/v1/capabilities": Endpoint(faults=_TOLD, group=_SERVER, answer=shapes.Capabilities),
     "/version": Endpoint(faults=(401,), group=_SERVER, answer=shapes.Version),
     "/health": Endpoint(faults=(503,), group=_SERVER, answer=shapes.Health),

@@ -23,6 +23,7 @@ accepted without effect is named in the header `x-headrace-ignored`. Of equal ke
 _FAULTS = {
     400: "The request cannot be honoured as it stands.",
     401: "The key is missing or wrong.",
+    403: "This server does not do that, whoever asks.",
     404: "There is no such model or stream.",
     408: "The request took too long to arrive.",
     409: "Another reader has taken over.",

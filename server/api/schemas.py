@@ -145,7 +145,8 @@ class GenerationBody(Strict):
     """Only where `stream` is true."""
     user: str | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Of the prefix cache, only what requests with the same salt have left is used."""
+    """Only requests with the same one share the prefix cache, so that nobody else's timing tells of this prompt. It
+    changes no answer."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -10,6 +10,7 @@ from fastapi import Request
 
 from server.api.resumable import Keeping, ResumableStreams
 from server.api.sse import wall_time
+from server.engine.adapters import Adapter, Adapters
 from server.engine.client import EngineClient
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
@@ -39,6 +40,7 @@ class AppOptions:
     cors_origins: tuple[str, ...] = ()  # pages of these may ask; "*" is for all
     metrics_compat: bool = True  # vLLM's names beside ours
     lenient: bool = False  # unknown fields are reported in a header instead of refused
+    adapter_folders: tuple[Path, ...] = ()  # within which adapters may be loaded at run time
     keeping: Keeping = field(default_factory=Keeping)  # of resumable streams
 
 
@@ -49,13 +51,20 @@ class ServedModel:
     name: str
     card: ModelCard
     tools: TextTools
+    adapters: Adapters
     template_digest: str
     tokenizer_digest: str
 
-    def check_name(self, asked: str | None) -> None:
-        """One model is served, so a request may leave the name out; another name is an error."""
-        if asked is not None and asked != self.name:
+    def adapter(self, asked: str | None) -> Adapter | None:
+        """What the name asks to compute with beside the model's own weights. A request may leave the name out; one
+        that is neither the model's nor an adapter's raises ModelNotFound.
+        """
+        if asked is None or asked == self.name:
+            return None
+        adapter = self.adapters.get(asked)
+        if adapter is None:
             raise ModelNotFound(asked)
+        return adapter
 
 
 @dataclass(slots=True)
@@ -127,7 +136,8 @@ class Service:
         if card is None:
             raise self._loading_error()
         tools = await asyncio.to_thread(self.load_text, card)
-        return ServedModel(self.name_of(card), card, tools, *await asyncio.to_thread(text_digests, card))
+        digests = await asyncio.to_thread(text_digests, card)
+        return ServedModel(self.name_of(card), card, tools, self.engine.adapters, *digests)
 
     def _loading_error(self) -> ModelLoading:
         progress = self.engine.progress
@@ -136,7 +146,7 @@ class Service:
             stage += f", {progress.done} of {progress.total} {progress.unit}"
         return ModelLoading(f"The model is loading{stage}.", retry_after_s=2.0)
 
-    def provenance(self, model: ServedModel) -> Provenance:
+    def provenance(self, model: ServedModel, adapter: Adapter | None = None) -> Provenance:
         """Of what is answered now: a new engine may run on other kernels."""
         ready = self.engine.ready
         assert ready is not None, "nothing is answered before"
@@ -149,6 +159,7 @@ class Service:
             dtype=ready.dtype,
             kv_dtype=ready.kv_dtype,
             kernels=ready.kernels,
+            adapter=adapter.digest if adapter else None,
         )
 
 

@@ -334,9 +334,17 @@ class Model(Shape):
     created: int
     owned_by: str
     root: str
+    """The model's own name, or the name of an adapter's folder."""
     parent: str | None
+    """Of an adapter, the model that it adds to."""
     max_model_len: int
     """Tokens of prompt and answer together."""
+
+
+class DeletedModel(Shape):
+    id: str
+    object: Literal["model"]
+    deleted: bool
 
 
 class Models(Shape):

@@ -66,7 +66,7 @@ async def tokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, TokenizeBody, service.options)
     model = await service.model()
-    model.check_name(body.model)
+    model.adapter(body.model)  # tokens are the same for all of them
     tokens = await _encode(body, model)
     names = [model.tools.tokenizer.token_text(token).text for token in tokens] if body.return_token_strs else None
     answer = {
@@ -85,7 +85,7 @@ async def detokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, DetokenizeBody, service.options)
     model = await service.model()
-    model.check_name(body.model)
+    model.adapter(body.model)  # tokens are the same for all of them
     check_ids(body.tokens, model.card.vocab_size, "tokens")
     text = model.tools.tokenizer.decode(body.tokens)
     return json_response({"prompt": text}, ignored=ignored(body))

@@ -4,14 +4,18 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from server.config import EngineOptions
+from server.engine.adapters import Adapter, Adapters, Refused
 from server.engine.journal import Entry, Journal
 from server.engine.messages import (
+    AdapterLoaded,
+    AdapterRefused,
     Cancel,
     FromEngine,
     ModelCard,
@@ -24,7 +28,7 @@ from server.engine.messages import (
 )
 from server.engine.streams import Order, Stages, TokenStream
 from server.engine.supervisor import Care, Cause, Supervisor
-from server.errors import EngineGone, HeadraceError, InternalError, ModelLoading, Overloaded
+from server.errors import EngineGone, HeadraceError, InternalError, ModelLoading, ModelNotFound, Overloaded
 from server.logs import Log
 
 _STOPPING = "the server stops"
@@ -61,8 +65,14 @@ class EngineClient:
     """
 
     def __init__(
-        self, options: EngineOptions, max_queue: int, listener: Listener | None = None, care: Care | None = None
+        self,
+        options: EngineOptions,
+        max_queue: int,
+        listener: Listener | None = None,
+        care: Care | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
+        """`adapters` are folders by name, which every engine reads before it takes orders."""
         self.card: ModelCard | None = None  # known once the checkpoint's header is read
         self.ready: Ready | None = None  # known once an engine has computed
         self.progress: Progress | None = None  # the last news of a start
@@ -76,6 +86,8 @@ class EngineClient:
         self._supervisor = Supervisor(options, self._care, self._hear, self._lose)
         self._supervising: asyncio.Task[None] | None = None
         self._journal = Journal()
+        self.adapters = Adapters(adapters or {}, self._tell, lambda digest: self._journal.uses(digest))
+        self._equipping: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._ids = itertools.count(1)
         self._earlier: Stats | None = None  # what the engines before this one have counted
@@ -136,11 +148,21 @@ class EngineClient:
         self.check()
         if self.live + len(orders) > self._options.max_sequences + self._max_queue:
             raise Overloaded("The server is overloaded: its queue is full.")
+        for order in orders:
+            if order.adapter is not None and order.adapter not in self.adapters:  # unloaded since it was asked for
+                raise ModelNotFound(f"adapter {order.adapter[:16]}")
         streams = [TokenStream(next(self._ids), self._cancel) for _ in orders]
         for order, stream in zip(orders, streams, strict=True):
             self._journal.add(order, stream)
         self._dispatch()
         return streams
+
+    async def load_adapter(self, name: str, folder: Path) -> Adapter:
+        """Raises BadRequest, and EngineGone where there is no engine now, or before it has answered."""
+        self.check()
+        if not self.is_up:
+            raise EngineGone("The engine is restarting.")
+        return await self.adapters.load(name, folder)
 
     async def idle(self) -> None:
         """Returns when no sequence is live."""
@@ -166,6 +188,8 @@ class EngineClient:
     def _end(self, entry: Entry) -> None:
         """The sequence is no longer live."""
         self._listener.on_end(entry.stream.life.stages())
+        if entry.order.adapter is not None:
+            self.adapters.sweep()
         if not self.live:
             self._idle.set()
 
@@ -176,7 +200,12 @@ class EngineClient:
                 self._send(entry.submit())
 
     def _send(self, message: ToEngine) -> None:
-        if self.is_up and self._supervisor.child is not None:
+        if self.is_up:
+            self._tell(message)
+
+    def _tell(self, message: ToEngine) -> None:
+        """Also one that takes no orders yet."""
+        if self._supervisor.child is not None:
             self._supervisor.child.send(message)
 
     async def _supervise(self) -> None:
@@ -192,6 +221,7 @@ class EngineClient:
         """Nothing more will come: whoever still waits is told so."""
         self.is_up = False
         self.failure = reason
+        self.adapters.lose_engine()
         for stream in self._journal.streams:
             stream.fail(EngineGone("The engine has stopped and left this request unfinished."))
         self._journal = Journal()
@@ -203,6 +233,7 @@ class EngineClient:
         self.is_up = False
         self._down_since = time.monotonic()
         self._earlier = self.stats
+        self.adapters.lose_engine()
         guilty = self._journal.lose_engine()
         for entry in guilty:
             log.error("request ends the engine", sequence=entry.stream.id, tokens=len(entry.output))
@@ -226,8 +257,25 @@ class EngineClient:
             case ModelCard():
                 self.card = message
                 self._listener.on_card(message)
+            case AdapterLoaded() | AdapterRefused():
+                self.adapters.hear(message)
+            case Ready() if self.adapters.are_wanted:
+                self._equipping = asyncio.create_task(self._equip(message))
             case Ready():
                 self._resume(message)
+
+    async def _equip(self, ready: Ready) -> None:
+        """Orders wait until the engine has every adapter."""
+        try:
+            await self.adapters.equip()
+        except EngineGone:
+            return  # so will the next one
+        except Refused as error:
+            self.failure = str(error)
+            if self._supervising is not None:
+                self._supervising.cancel()
+            return
+        self._resume(ready)
 
     def _resume(self, ready: Ready) -> None:
         """An engine is there to go on with everything."""
@@ -235,6 +283,9 @@ class EngineClient:
         self._listener.on_ready(ready)
         for entry in self._journal.beyond(self.longest):  # less memory was free than for the engine before
             entry.stream.fail(EngineGone("The engine was replaced and has no room for this request any more."))
+            self._cancel(entry.stream.id)
+        for entry in self._journal.lacking(self.adapters):
+            entry.stream.fail(EngineGone("The engine was replaced and finds this request's adapter no more."))
             self._cancel(entry.stream.id)
         self._dispatch()
 

@@ -5,7 +5,7 @@ Suspects are tried: each runs alone until it has survived some tokens. The one w
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from server.engine.messages import Delta, Submit
@@ -68,6 +68,14 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def uses(self, adapter: str) -> bool:
+        return any(entry.order.adapter == adapter for entry in self._entries.values())
+
+    def lacking(self, adapters: Container[object]) -> list[Entry]:
+        """Those whose adapter is none of these."""
+        entries = self._entries.values()
+        return [entry for entry in entries if entry.order.adapter and entry.order.adapter not in adapters]
 
     def beyond(self, longest: int) -> list[Entry]:
         """Those that may become longer than so many tokens."""

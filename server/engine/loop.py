@@ -10,7 +10,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from model.adapters import read_adapter
 from model.batch import Batch, Chunk, StepResult
 from model.checkpoints.errors import CheckpointError
 from model.kv_cache import BLOCK_SIZE
@@ -24,10 +26,14 @@ from server.engine.constraint import Constraints
 from server.engine.drafting import DRAFTED_TOKENS
 from server.engine.messages import (
     STACKS_SIGNAL,
+    AdapterLoaded,
+    AdapterRefused,
     Cancel,
     Delta,
+    DropAdapter,
     Failed,
     FromEngine,
+    LoadAdapter,
     ModelCard,
     Ping,
     Progress,
@@ -64,6 +70,8 @@ class Loop:
         self.check = check
         self.violations = 0
         self.failures = 0  # chunks in a row that could not be computed, alone either
+        self._speaking = threading.Lock()
+        self._reading = threading.Lock()  # adapters, one after the other
 
     def run(self) -> None:
         """Returns when the API process closes its end."""
@@ -89,8 +97,31 @@ class Loop:
             case Cancel(id):
                 self.admission.cancel(id)
                 self.scheduler.cancel(id)
+            case LoadAdapter():
+                threading.Thread(target=self._load_adapter, args=[order], daemon=True).start()
+            case DropAdapter(digest):
+                self.runner.adapters.pop(digest, None)
             case Ping():
-                _send(self.connection, Tick())
+                self._say(Tick())
+
+    def _load_adapter(self, order: LoadAdapter) -> None:
+        """In a thread of its own, for it may take longer than a step may. No step reads what it adds before it is
+        told of."""
+        with self._reading:
+            try:
+                adapter = read_adapter(Path(order.folder), self.runner.transformer)
+            except CheckpointError as error:
+                self._say(AdapterRefused(order.id, f"{Path(error.path).name}: {error.reason}"))
+            except Exception:
+                traceback.print_exc()
+                self._say(AdapterRefused(order.id, "reading it failed"))
+            else:
+                self.runner.adapters[adapter.digest] = adapter
+                self._say(AdapterLoaded(order.id, adapter.digest))
+
+    def _say(self, message: FromEngine) -> None:
+        with self._speaking:
+            _send(self.connection, message)
 
     def _step(self) -> bool:
         """One step, if any sequence is live."""
@@ -99,7 +130,7 @@ class Loop:
         if batch is None:
             return False
         if self.scheduler.started:
-            _send(self.connection, Started(self.scheduler.started))
+            self._say(Started(self.scheduler.started))
         if self.check:
             self._poison(batch)
         deltas = self.scheduler.apply(self._compute(batch))
@@ -110,7 +141,7 @@ class Loop:
 
     def _report(self, deltas: list[Delta], seconds: float) -> None:
         stats = self.scheduler.stats(seconds, self.violations)
-        _send(self.connection, Step(deltas, stats))
+        self._say(Step(deltas, stats))
 
     def _compute(self, batch: Batch) -> StepResult:
         """The step's result. A step that fails is computed again chunk by chunk, so that only the culprit fails.

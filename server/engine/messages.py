@@ -37,11 +37,24 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     id: int
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Read an adapter's folder, beside the steps; the answer is AdapterLoaded or AdapterRefused with this id."""
+
+    id: int
+    folder: str
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Forget an adapter that no sequence has."""
+
+    digest: str
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     """Asks for a Tick, so that an idle engine can be told from a hung one."""
 
 
-ToEngine = Submit | Cancel | Ping
+ToEngine = Submit | Cancel | LoadAdapter | DropAdapter | Ping
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -132,8 +145,22 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     stats: Stats
 
 
+class AdapterLoaded(msgspec.Struct, frozen=True, tag=True):
+    """From here on sequences may be submitted with it."""
+
+    id: int
+    digest: str  # of its weights
+
+
+class AdapterRefused(msgspec.Struct, frozen=True, tag=True):
+    """Its files cannot be read, or are of no use for this model; `reason` is one line for people."""
+
+    id: int
+    reason: str
+
+
 class Tick(msgspec.Struct, frozen=True, tag=True):
     """The loop turns: the answer to a Ping."""
 
 
-FromEngine = Progress | ModelCard | Ready | Failed | Started | Step | Tick
+FromEngine = Progress | ModelCard | Ready | Failed | Started | Step | AdapterLoaded | AdapterRefused | Tick

@@ -22,6 +22,7 @@ class Provenance:
     dtype: str
     kv_dtype: str
     kernels: str
+    adapter: str | None = None  # all of its weights
 
     @property
     def fingerprint(self) -> str:
@@ -29,8 +30,8 @@ class Provenance:
         return "fp_" + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def receipt(self, seed: int) -> str:
-        """A dictionary of RFC 9651, for a header: all of the above, and the seed of the first choice."""
-        named = [f'{name}="{value}"' for name, value in asdict(self).items()]
+        """A dictionary of RFC 9651, for a header: all of the above that there is, and the seed of the first choice."""
+        named = [f'{name}="{value}"' for name, value in asdict(self).items() if value is not None]
         return ", ".join([*named, f'seed="{seed}"'])  # a string: an integer may have 15 digits there
 
 

@@ -22,6 +22,7 @@ from model.batch import Finding, Logprobs
 from server.api.resumable import ResumableStreams
 from server.api.service import AppOptions
 from server.app import create_app
+from server.engine.adapters import Adapters
 from server.engine.messages import Delta, ModelCard, Progress, Ready, Stats
 from server.engine.streams import Order, TokenStream
 from server.errors import EngineGone, Overloaded
@@ -92,6 +93,7 @@ class FakeEngine:
         self.orders: list[Order] = []
         self.streams: list[TokenStream] = []
         self.cancelled: list[int] = []
+        self.adapters = Adapters({}, lambda message: None, lambda digest: False)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[], bool], Future[None]]] = []

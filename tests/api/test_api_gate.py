@@ -60,9 +60,11 @@ def test_these_are_all_the_routes_and_what_each_needs(served, locked):
         ("POST", "/v1/completions", "key"),
         ("POST", "/v1/decisions", "key"),
         ("POST", "/v1/embeddings", "key"),
+        ("POST", "/v1/load_lora_adapter", "key"),
         ("POST", "/v1/messages", "key"),
         ("POST", "/v1/messages/count_tokens", "key"),
         ("POST", "/v1/responses", "key"),
+        ("POST", "/v1/unload_lora_adapter", "key"),
     ]
 
 

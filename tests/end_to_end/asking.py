@@ -13,11 +13,12 @@ Body = dict[str, Any]
 class Answers:
     """What has come so far of requests that run side by side."""
 
-    def __init__(self, url: str, bodies: list[Body]) -> None:
+    def __init__(self, url: str, bodies: list[Body], headers: dict[str, str] | None = None) -> None:
         self.events: list[list[Body]] = [[] for _ in bodies]  # of each streamed one; of the others, the one answer
         self.headers: list[httpx.Headers] = [httpx.Headers() for _ in bodies]
         self._url = url
         self._bodies = bodies
+        self._headers = headers
         self._change = asyncio.Event()
 
     @property
@@ -32,7 +33,7 @@ class Answers:
     async def gather(self) -> list[list[Body]]:
         """Asks; returns when all are answered."""
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self._url, timeout=None, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=self._url, timeout=None, limits=limits, headers=self._headers) as client:
             await asyncio.gather(*(self._ask(client, place, body) for place, body in enumerate(self._bodies)))
         return self.events
 
@@ -67,5 +68,5 @@ def told(events: list[Body]) -> Body:
     }
 
 
-async def ask(url: str, bodies: list[Body]) -> list[Body]:
-    return [told(events) for events in await Answers(url, bodies).gather()]
+async def ask(url: str, bodies: list[Body], headers: dict[str, str] | None = None) -> list[Body]:
+    return [told(events) for events in await Answers(url, bodies, headers).gather()]

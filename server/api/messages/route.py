@@ -45,6 +45,6 @@ async def count_tokens(request: Request) -> Response:
     model = await service.model()
     with renamed(NAMES):
         asked = body.as_chat()
-        model.check_name(asked.model)
+        model.adapter(asked.model)  # the text is the same for all of them
         prompt = (await model.tools.prompts.conversation(asked.conversation(asked.messages))).ids
     return json_response({"input_tokens": len(prompt)}, ignored=ignored(body))
