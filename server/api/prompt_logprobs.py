@@ -9,7 +9,7 @@ from server.api.choices import LEAST_LOGPROB
 from server.errors import BadRequest
 from server.text.tokenizer import Tokenizer, TokenText
 
-MAX_FIGURES = 2**19  # log probabilities of prompts' tokens in one answer
+MAX_FIGURES = 2**18  # log probabilities of prompts' tokens in one answer: 14 MB of JSON
 
 Entry = dict[str, dict[str, object]]
 
