@@ -7,6 +7,7 @@ import pytest
 import server.text.stop_strings as stop_strings_room
 from server.engine.client import EngineClient
 from server.engine.streams import Order, TokenStream
+from server.text.conversation import ChatPrompt, Conversation
 from server.text.detokenizer import Detokenizer
 from server.text.prompts import Prompts
 from server.text.stop_strings import StopStrings
@@ -67,9 +68,10 @@ def text_is_encoded_with_one_token_more(patch: Patch) -> None:
 
 
 def a_chat_is_rendered_with_one_token_more(patch: Patch) -> None:
-    plain = Prompts.chat
+    plain = Prompts.conversation
 
-    async def chat(self: Prompts, messages: list[dict[str, object]]) -> list[int]:
-        return [*await plain(self, messages), 0]
+    async def conversation(self: Prompts, asked: Conversation) -> ChatPrompt:
+        prompt = await plain(self, asked)
+        return replace(prompt, ids=[*prompt.ids, 0])
 
-    patch.setattr(Prompts, "chat", chat)
+    patch.setattr(Prompts, "conversation", conversation)

@@ -204,8 +204,8 @@ def top_k_keeps_one_more(patch: Patch) -> None:
 
 
 def logprobs_are_of_other_logits(patch: Patch) -> None:
-    plain = sampling_room._logprobs
-    patch.setattr(sampling_room, "_logprobs", lambda logits_V, token, top: plain(logits_V / 0.9, token, top))
+    plain = sampling_room.logprobs_of
+    patch.setattr(sampling_room, "logprobs_of", lambda logits_V, token, top: plain(logits_V / 0.9, token, top))
 
 
 # The block pool and the scheduler
