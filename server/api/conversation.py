@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Tag
 
 from server.api.refusals import LISTS, STRING, custom
-from server.api.schemas import Strict, Unsupported, unset
+from server.api.schemas import INT64_MAX, Strict, Unsupported, unset
 from server.api.tools import ToolCalls, Tools, arguments_of, tools_of
 from server.errors import BadRequest, shown
 from server.text.conversation import Conversation, Turn
@@ -75,6 +75,8 @@ def _check_variables(variables: dict[str, bool | int | float | str]) -> dict[str
         if isinstance(value, str) and len(value) > 64:
             message = f"Invalid 'chat_template_kwargs.{name}': string too long. Expected at most 64 characters."
             raise custom("string_above_max_length", message)
+        if isinstance(value, int) and abs(value) > INT64_MAX:
+            raise custom("integer_above_max_value", f"Invalid 'chat_template_kwargs.{name}': it is beyond 64 bits.")
     return variables
 
 

@@ -1,9 +1,11 @@
 """What tools a request may declare, which of them it may ask to be called, and how calls are sent back."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import AfterValidator, Field, JsonValue, Tag
 from pydantic_core import from_json
 
@@ -97,6 +99,8 @@ def _schema(parameters: dict[str, Any], param: str) -> dict[str, Any]:
         reason = "'required' has to be an array of strings"
     elif is_deeper(parameters, MAX_DEPTH):
         reason = f"it is nested more than {MAX_DEPTH} deep"
+    elif not _has_usual_numbers(parameters):
+        reason = "it holds a number that is beyond 64 bits or not finite"
     if reason is not None:
         raise BadRequest(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
     return {"type": "object", "properties": {}, **parameters}
@@ -106,13 +110,23 @@ def _are_names(required: object) -> bool:
     return isinstance(required, list) and all(isinstance(name, str) for name in required)
 
 
+def _has_usual_numbers(value: object) -> bool:
+    """Whether templates can be given all numbers."""
+    try:
+        msgspec.msgpack.encode(value)
+        json.dumps(value, allow_nan=False)
+    except (OverflowError, ValueError):
+        return False
+    return True
+
+
 def arguments_of(text: str, param: str) -> dict[str, Any]:
     """Of a call that is sent back; no text at all counts as no arguments."""
     try:
         arguments = from_json(text or "{}", allow_inf_nan=False)
     except ValueError:
         arguments = None
-    if not isinstance(arguments, dict):
-        message = f"Invalid '{param}': expected the text of a JSON object."
+    if not isinstance(arguments, dict) or not _has_usual_numbers(arguments):
+        message = f"Invalid '{param}': expected the text of a JSON object, its numbers finite and within 64 bits."
         raise BadRequest(message, param=param, code="invalid_value")
     return arguments
