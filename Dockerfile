@@ -10,7 +10,7 @@ WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY model model
 COPY server server
-RUN /opt/headrace/bin/pip install --extra-index-url ${TORCH_INDEX} --constraint constraints.txt .
+RUN /opt/headrace/bin/pip install --extra-index-url ${TORCH_INDEX} --constraint constraints.txt '.[otel]'
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="headrace" org.opencontainers.image.licenses="Apache-2.0"

@@ -4,6 +4,7 @@ Needs the extra `headrace[otel]`: nothing else imports OpenTelemetry, and this i
 The names are those of its conventions for HTTP.
 """
 
+import os
 import threading
 from importlib.metadata import version
 from typing import Self
@@ -32,10 +33,11 @@ class OpenTelemetry:
     """A `Tracer` that sends its spans to a collector, from a thread of its own; what that does not take is lost."""
 
     def __init__(self, endpoint: str, *, has_content: bool) -> None:
-        """`endpoint` is a collector's URL for traces. The SDK's own variables, OTEL_SERVICE_NAME and such, hold too."""
+        """`endpoint` is a collector's URL for traces. The SDK's own variables, OTEL_TRACES_SAMPLER and such, hold too."""
         self.has_content = has_content
-        resource = Resource({"service.name": "headrace", "service.version": version("headrace")})
-        self._provider = TracerProvider(resource=resource.merge(Resource.create()), shutdown_on_exit=False)
+        name = os.environ.get("OTEL_SERVICE_NAME", "headrace")
+        resource = Resource.create({"service.name": name, "service.version": version("headrace")})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_S)))
         self._tracer = self._provider.get_tracer("headrace", version("headrace"))
 

@@ -138,6 +138,18 @@ def test_a_chat_is_a_span_within_its_requests_within_the_callers_trace(traced, c
     assert "Hello" not in str(collector.received)
 
 
+@pytest.mark.parametrize("name", ["headrace", "mine"])
+def test_the_service_has_a_name_that_operators_may_change(
+    traced, collector: Collector, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name != "headrace":
+        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
+    with traced() as served:
+        served.http.get("/v1/models")
+    (part,) = collector.received[0].resource_spans
+    assert {each.key: each.value.string_value for each in part.resource.attributes}["service.name"] == name
+
+
 def test_a_stream_of_two_choices_tells_when_it_began(traced, collector: Collector) -> None:
     with traced() as served:
         served.http.post("/v1/completions", json={"prompt": "Hi", "n": 2, "stream": True})
