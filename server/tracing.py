@@ -33,7 +33,7 @@ class OpenTelemetry:
     """A `Tracer` that sends its spans to a collector, from a thread of its own; what that does not take is lost."""
 
     def __init__(self, endpoint: str, *, has_content: bool) -> None:
-        """`endpoint` is a collector's URL for traces. The SDK's own variables, OTEL_TRACES_SAMPLER and such, hold too."""
+        """`endpoint` is a collector's URL for traces. The SDK's own variables, such as OTEL_TRACES_SAMPLER, hold."""
         self.has_content = has_content
         name = os.environ.get("OTEL_SERVICE_NAME", "headrace")
         resource = Resource.create({"service.name": name, "service.version": version("headrace")})
