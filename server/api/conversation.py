@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, Tag
 
 from server.api.refusals import LISTS, STRING, custom
 from server.api.schemas import INT64_MAX, Strict, Unsupported, unset
-from server.api.tools import ToolCalls, Tools, arguments_of, tools_of
+from server.api.tools import ToolCall, ToolCalls, Tools, arguments_of, tools_of
 from server.errors import BadRequest, shown
 from server.text.conversation import Conversation, Turn
 
@@ -146,27 +146,22 @@ def _check_fields(message: Message, path: str) -> None:
 
 
 def _turn(message: Message, path: str) -> Turn:
-    """ "developer" is OpenAI's later name for "system"."""
+    """As chat templates know it: "developer" is OpenAI's later name for "system"."""
     content: Any = message.content or ""
     if isinstance(content, list):
         content = [part.model_dump() for part in content]
     turn: Turn = {"role": "system" if message.role == "developer" else message.role, "content": content}
     if message.tool_calls:
         turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {
-                    "name": call.function.name,
-                    "arguments": arguments_of(
-                        call.function.arguments, f"{path}.tool_calls[{place}].function.arguments"
-                    ),
-                },
-            }
-            for place, call in enumerate(message.tool_calls)
+            _call(call, f"{path}.tool_calls[{place}]") for place, call in enumerate(message.tool_calls)
         ]
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.thought is not None:
         turn["reasoning_content"] = message.thought
     return turn
+
+
+def _call(call: ToolCall, path: str) -> dict[str, Any]:
+    arguments = arguments_of(call.function.arguments, f"{path}.function.arguments")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

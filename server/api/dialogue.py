@@ -19,8 +19,13 @@ from server.text.reasoning import ReasoningFormat, ReasoningParser
 SWITCHES = ("enable_thinking", "thinking")  # by which templates leave out reasoning
 
 
+_SWITCHES = ("enable_thinking", "thinking")  # by which templates leave out reasoning
+
+
 @dataclass(frozen=True, slots=True)
 class Dialogue:
+    """What the model is asked, and how its answer is read."""
+
     prompt: list[int]
     grammar: str | None  # that the calls of tools follow
     shown: dict[int, bytes]  # special tokens that the interpreter has to see
