@@ -93,8 +93,10 @@ class Adapters:
             self._send(DropAdapter(digest))
 
     def hear(self, message: AdapterLoaded | AdapterRefused) -> None:
-        answer = self._answers[message.id]
-        if answer.done():
+        answer = self._answers.get(message.id)
+        if answer is None or answer.done():  # whoever asked has gone
+            if isinstance(message, AdapterLoaded) and message.digest not in self and not self._answers:
+                self._send(DropAdapter(message.digest))
             return
         if isinstance(message, AdapterLoaded):
             answer.set_result(message.digest)
