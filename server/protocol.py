@@ -87,7 +87,8 @@ class _Protocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(within_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
-        if self._stage != "body" and not self._is_between_requests:  # the answer to an earlier request goes on
+        is_behind = bool(self.pipeline) if self._stage == "body" else not self._is_between_requests
+        if is_behind:  # the answer to an earlier request goes on
             self._timer = self.loop.call_later(self.patience.head_s, self._lose_patience)
         elif self._stage == "head":
             self._refuse(SlowRequest())

@@ -38,6 +38,10 @@ class FaultyRunner:
     def cache(self) -> KVCache:
         return self.runner.cache
 
+    @property
+    def largest_step_s(self) -> float:
+        return self.runner.largest_step_s
+
     def run(self, batch: Batch) -> StepResult:
         if self.gate:
             os.write(self.gate[0], b".")
