@@ -13,7 +13,8 @@ from model.transformer import Transformer
 Shapes = dict[str, tuple[int, int]]  # module -> rows and columns of its weight
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
-LLAMA = {ours: theirs for theirs, (ours, *more) in TARGETS.items() if "proj" in theirs and not more}
+GPT2 = {ours: theirs for theirs, ours in TARGETS.items() if ".c_" in theirs}
+LLAMA = {ours: theirs for theirs, ours in TARGETS.items() if ".c_" not in theirs}
 
 
 def shapes_of(transformer: Transformer) -> Shapes:
@@ -22,11 +23,11 @@ def shapes_of(transformer: Transformer) -> Shapes:
     for linear in transformer.projections():
         names = [name.split(".", 2) for name in linear.parts]
         if transformer.config.family == "gpt2":
-            module = next(theirs for theirs, ours in TARGETS.items() if ours == tuple(name[2] for name in names))
+            module = GPT2[tuple(name[2] for name in names)]
             shapes[f"transformer.h.{names[0][1]}.{module}"] = (sum(linear.parts.values()), linear.in_features)
             continue
         for (_, layer, part), rows in zip(names, linear.parts.values(), strict=True):
-            shapes[f"model.layers.{layer}.{LLAMA[part]}"] = (rows, linear.in_features)
+            shapes[f"model.layers.{layer}.{LLAMA[part,]}"] = (rows, linear.in_features)
     return shapes
 
 

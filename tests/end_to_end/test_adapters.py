@@ -98,6 +98,12 @@ def test_adapters_named_at_the_start_are_models(server: RunningServer) -> None:
     assert len({answer.json()["system_fingerprint"] for answer in answers.values()}) == 3
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "model": "red"}
     assert post(server, "/v1/chat/completions", chat).json()["model"] == "red"
+    for path, asked in (("responses", {"input": "Hi"}), ("messages", chat)):
+        assert post(server, f"/v1/{path}", asked | {"model": "red"}).json()["model"] == "red"
+    vectors = [
+        post(server, "/v1/embeddings", {"input": "Hi", "model": name}).json()["data"] for name in ("tiny", "red")
+    ]
+    assert vectors[0] != vectors[1]
     unknown = complete(server, "green")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     assert post(server, "/tokenize", {"model": "red", "prompt": "a"}).status_code == 200

@@ -14,9 +14,16 @@ import pytest
 import torch
 import transformers as hf
 from gguf import GGMLQuantizationType as Type
+from random_adapters import shapes_of, write_adapter
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from model.adapters import read_adapter
+from model.batch import Batch, Chunk
+from model.inputs import pack
+from model.kv_cache import BLOCK_SIZE, KVCache
+from model.linear import Adapted
 
 ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "mixtral": "llama", "mistral": "llama"}
 NORMS_OR_VECTORS = 1
@@ -294,3 +301,27 @@ def gguf_name(name: str) -> str:
 def round_to(form: Type, matrix: Tensor) -> Tensor:
     packed = gguf.quants.quantize(np.ascontiguousarray(matrix.numpy()), form)
     return torch.from_numpy(gguf.quants.dequantize(packed, form)).view(matrix.shape)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@torch.inference_mode()
+def test_an_adapter_adds_to_the_same_rows_whatever_file_the_model_is_from(
+    name: str, tmp_path: Path, lively: Any, load: Any, theirs: Any, sequences: list[list[int]]
+) -> None:
+    """Llama's converter reorders the rows of queries and keys; PEFT has them as transformers does."""
+    model = lively(MODELS[name]())
+    transformer = load(convert(model, tmp_path)).transformer
+    shapes = shapes_of(transformer)
+    adapter = read_adapter(write_adapter(tmp_path / "adapter", shapes, 1), transformer)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for module in shapes:
+        down, up = (tensors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        weight = model.get_submodule(module).weight
+        weight += 2 * (up @ down).T if name == "gpt2" else 2 * up @ down
+    for tokens, want in zip(sequences, theirs(model, sequences), strict=True):
+        blocks = list(range(-(-len(tokens) // BLOCK_SIZE)))
+        cache = KVCache(transformer.config, len(blocks), torch.float32, torch.device("cpu"))
+        inputs = pack(Batch([Chunk(tokens, 0, len(tokens), blocks, len(tokens), None)]), torch.device("cpu"))
+        adapted = [Adapted(slice(0, len(tokens)), adapter.updates)]
+        rows = transformer.forward(transformer.rows(inputs), inputs.spans, cache, adapted)
+        assert (transformer.logits(rows) - want).abs().max() < 1e-4
