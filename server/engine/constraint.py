@@ -1,8 +1,9 @@
 """What may follow next where an answer has to follow a grammar."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from threading import Lock
 
@@ -14,12 +15,14 @@ from server.text.tokenizer import Tokenizer
 
 _BUILDERS = 2  # a grammar that takes its time must not keep all others waiting
 _KNOWN = 64
+_PATIENCE_S = 0.02  # from the beginning of a step: mostly its masks are there long before the step wants them
 
 
 class Constraint:
     """How far the output of one sequence has got in its grammar.
 
-    Belongs to the thread of the loop; only the masks are computed in another, and every call waits for those.
+    Belongs to the thread of the loop; only the masks are computed in another. Where they are late, the step goes on
+    without them, and until they are there nothing else may be called; all other calls wait for them.
     """
 
     def __init__(self, start: LLMatcher, output: Sequence[int], eos_ids: frozenset[int], workers: Executor) -> None:
@@ -31,6 +34,7 @@ class Constraint:
         self._matcher = self._replay()
         self._masks: Future[list[bytes]] | None = None
         self.is_complete = False  # nothing can follow but an end
+        self.is_late = False  # the last step has not waited for its masks
 
     def accept(self, token: int) -> None:
         """A token of the output that does not end it."""
@@ -51,15 +55,25 @@ class Constraint:
         drafts = tuple(drafts[: next(ends, len(drafts))])
         return drafts[: self._matcher.validate_tokens(list(drafts))]
 
-    def masks(self, drafts: Sequence[int]) -> Callable[[], list[bytes]]:
+    def masks(self, drafts: Sequence[int]) -> Callable[[], list[bytes] | None]:
         """Begins to compute which tokens may come next, and which after each of the drafts, which are admissible.
 
-        What is returned waits for them: bit `i % 8` of byte `i // 8` is set where token i is allowed. No bit is where
-        the grammar has become too complex to be followed.
+        What is returned waits for them, but not long, since others wait as well: None is for nothing yet, and then the
+        next call, without drafts, asks for the same. Bit `i % 8` of byte `i // 8` is set where token i is allowed; no
+        bit is where the grammar has become too complex to be followed.
         """
-        self._settle()
-        self._masks = self._workers.submit(self._compute, drafts)
-        return self._masks.result
+        assert not (self.is_late and drafts), "where a mask is late, nothing can be said of drafts"
+        if not self.is_late:
+            self._settle()
+            self._masks = self._workers.submit(self._compute, drafts)
+        deadline = time.monotonic() + _PATIENCE_S
+        return lambda: self._wait(deadline, 1 + len(drafts))
+
+    def _wait(self, deadline: float, rows: int) -> list[bytes] | None:
+        assert self._masks is not None, "nothing was begun"
+        done, _ = wait([self._masks], max(deadline - time.monotonic(), 0.0))
+        self.is_late = not done
+        return self._masks.result()[:rows] if done else None
 
     def _compute(self, drafts: Sequence[int]) -> list[bytes]:
         masks = [self._mask()]

@@ -217,7 +217,7 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     """Loads, says that it is ready, and works until the API process is gone."""
     report = _Reporter(connection)
     model = open_for(options, report)
-    card = _card(model)
+    card = card_of(model)
     _send(connection, card)
     memory = model.plan()
     runner = load(model, memory, report)
@@ -233,7 +233,7 @@ def _send(connection: socket.socket, message: FromEngine) -> None:
     connection.sendall(frame(message))
 
 
-def _card(model: OpenModel) -> ModelCard:
+def card_of(model: OpenModel) -> ModelCard:
     text = model.tokenizer()
     return ModelCard(
         name=text.name,

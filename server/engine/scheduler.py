@@ -261,10 +261,12 @@ class Scheduler:
         """Moves one sequence by what the step computed of it, read of it and chose for it."""
         if isinstance(samples, str):
             return self._fail(sequence, chunk, samples)
-        assert bool(samples) == (chunk.sampling is not None), "a token is chosen just where one is wanted"
+        is_late = chunk.masks is not None and not samples
+        assert bool(samples) == (chunk.sampling is not None) or is_late, "a token is chosen just where one is wanted"
         assert (finding.rows if finding else 0) == len(chunk.read_rows), "rows are read just where they are wanted"
         kept = sequence.accept(samples)
         sequence.computed = chunk.stop + max(len(kept) - 1, 0)  # the drafts that came true have been computed
+        sequence.computed -= is_late  # its last token is computed once more, to choose then
         self.pool.commit(sequence)
         self.drafts_accepted += max(len(kept) - 1, 0)
         if finding is not None:

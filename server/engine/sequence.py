@@ -98,6 +98,8 @@ class Sequence:
         assert self.drafter is not None, "drafts are not to be trusted"
         if self.constraint is None:
             return self.drafter.propose(most, price)
+        if self.constraint.is_late:
+            return ()
         return self.constraint.forced(most) or self.constraint.admissible(self.drafter.propose(most, price))
 
     def accept(self, samples: list[Sample]) -> list[Sample]:

@@ -10,7 +10,7 @@ from driving import SIZE
 from llguidance import LLMatcher
 from support import printable_card, wait_until
 
-from model.batch import Sampling
+from model.batch import Sample, Sampling, StepResult
 from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
 from server.engine.constraint import Constraint, Constraints
@@ -111,6 +111,44 @@ def test_forced_text_is_drafted_and_an_answer_that_is_complete_ends(constraints:
     assert bound.propose(6, 0.5) == tuple(ids("wer is"))
     assert batch.chunks[0].masks is not None
     assert len(batch.chunks[0].masks()) == 1 + len(batch.chunks[0].drafts)
+
+
+def test_where_a_mask_is_late_the_others_go_on_and_its_own_sequence_chooses_when_it_is_there(
+    constraints: Constraints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(Limits(8, 100, 8), BlockPool(64, SIZE))
+    bound, other = sequence(1, ANSWERS), sequence(2, None)
+    bound.constraint = constraint(constraints)
+    for each in (bound, other):
+        scheduler.add(each)
+    released, compute = threading.Event(), Constraint._compute
+
+    def hold(self: Constraint, drafts: tuple[int, ...]) -> list[bytes]:
+        released.wait()
+        return compute(self, drafts)
+
+    monkeypatch.setattr(Constraint, "_compute", hold)
+    for step in range(1, 4):
+        masks = told(scheduler)
+        assert (masks, bound.pending, other.output_length) == (None, 1, step)
+    released.set()
+    wait_until(lambda: bool(bound.constraint and bound.constraint._masks and bound.constraint._masks.done()))
+    masks = told(scheduler)
+    assert masks is not None
+    assert tokens_of(masks[0]) == set(ids("t"))
+    assert (bound.tokens[-1], other.output_length) == (ids("t")[0], 4)
+
+
+def told(scheduler: Scheduler) -> list[bytes] | None:
+    """Closes a step, in which the first sequence chooses "t" if its masks are there, and the others anything."""
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert batch.chunks[0].masks is not None
+    masks = batch.chunks[0].masks()
+    samples = [Sample(ids("t")[0])] if masks else []
+    scheduler.apply(StepResult([samples, *([Sample(9)] for _ in batch.chunks[1:])]))
+    assert scheduler.check() is None
+    return masks
 
 
 class Held:

@@ -10,6 +10,7 @@ tests/engine/test_resuming.py and tests/end_to_end/test_recovery.py, M20 at its 
 """
 
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from support import CHAT_TEMPLATE, byte_tokenizer
 from model.batch import Batch, Chunk, Sample, Sampling
 from model.inputs import pack
 from model.sampling import choose
+from server.engine.constraint import Constraint
 from server.engine.journal import Journal
 from server.engine.messages import Delta, Submit
 from server.engine.streams import Order, TokenStream
@@ -297,6 +299,31 @@ def test_m14_what_befalls_a_neighbour_befalls_nobody_else(model: Model) -> None:
         assert answers[-1].finish == end
         assert answers[:-1] == alone[:-1]
         assert last == alone[-1]
+
+
+def test_m14_a_mask_that_is_late_keeps_nobody_waiting_and_changes_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = orders(12)
+    alone = model.alone(everyone)
+    compute, wait = Constraint._compute, Constraint._wait
+    late: list[bool] = []
+
+    def compute_slowly(self: Constraint, drafts: tuple[int, ...]) -> list[bytes]:
+        time.sleep(0.005)
+        return compute(self, drafts)
+
+    def wait_never(self: Constraint, deadline: float, rows: int) -> list[bytes] | None:
+        masks = wait(self, 0.0, rows)
+        late.append(masks is None)
+        return masks
+
+    monkeypatch.setattr(Constraint, "_compute", compute_slowly)
+    monkeypatch.setattr(Constraint, "_wait", wait_never)
+    assert model.run(everyone) == alone
+    assert model.run(everyone[:1]) == alone[:1]
+    assert any(late)
+    assert not all(late)
 
 
 @torch.inference_mode()
