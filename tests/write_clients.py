@@ -29,6 +29,8 @@ CLIENTS = (
     Client("LangChain", "langchain-openai", "constraints.txt", "test_langchain.py"),
     Client("anthropic for Python", "anthropic", "constraints.txt", "test_anthropic.py"),
     Client("the llm command", "llm", "constraints.txt", "test_llm_command.py"),
+    Client("instructor", "instructor", "tests/conformance/pip/instructor.txt", "test_instructor.py"),
+    Client("lm-eval", "lm_eval", "tests/conformance/pip/lm_eval.txt", "test_lm_eval.py"),
     Client("curl", "", "", "test_curl.py"),
 )
 

@@ -8,8 +8,9 @@ import gguf
 import httpx
 import pytest
 import torch
+from default_reference import reference_model
 from support import RunningServer, running_server
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 MAX_TOKENS = 64
 NEAR_TIE = 0.05  # of logits
@@ -47,49 +48,7 @@ def file(default_model: Path) -> gguf.GGUFReader:
 
 @pytest.fixture(scope="module")
 def reference(file: gguf.GGUFReader) -> LlamaForCausalLM:
-    """Built from what the gguf package reads and dequantises: nothing of ours has a hand in it."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(dict(weights(file)), strict=False)  # the tied head has no tensor of its own
-    return model.eval()
-
-
-NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def weights(file: gguf.GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
-    for tensor in file.tensors:
-        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        match tensor.name.split("."):
-            case ["token_embd", _]:
-                yield "model.embed_tokens.weight", values
-            case ["output_norm", _]:
-                yield "model.norm.weight", values
-            case ["blk", layer, name, _]:
-                if name in ("attn_q", "attn_k"):  # GGUF interleaves the two halves of each head's rows
-                    values = values.view(-1, 32, 2, 576).transpose(1, 2).reshape(-1, 576)
-                yield f"model.layers.{layer}.{NAMES[name]}.weight", values
+    return reference_model(file)
 
 
 @pytest.fixture(scope="module")
