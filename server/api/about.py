@@ -6,7 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.api.answers import json_response
+from server.api.conversation import TEMPLATE_VARIABLES
 from server.api.service import VERSION, ServedModel, service_of
+from server.api.structure import StructuredOutputs
+from server.text.prompts import Prompts
 
 router = APIRouter()
 
@@ -43,7 +46,19 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "context_length": model.card.context_length,
         "vocab_size": model.card.vocab_size,
         "modalities": {"input": ["text"], "output": ["text"]},
-        "has_chat_template": model.card.chat_template is not None,
+        "structured_outputs": [field.alias or name for name, field in StructuredOutputs.model_fields.items()],
+        "chat": _chat(model.tools.prompts) if model.card.chat_template is not None else None,
+    }
+
+
+def _chat(prompts: Prompts) -> dict[str, Any]:
+    """How the model is told of tools and calls them, and whether it marks its reasoning."""
+    tools = prompts.format.tools
+    return {
+        "tool_format": tools.syntax.kind,
+        "template_knows_tools": tools.is_native,
+        "reasons": prompts.format.reasoning is not None,
+        "template_variables": [name for name in sorted(TEMPLATE_VARIABLES) if prompts.knows(name)],
     }
 
 

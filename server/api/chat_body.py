@@ -14,6 +14,8 @@ from server.errors import BadRequest
 from server.grammar.grammars import Grammars
 from server.text.conversation import Conversation
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
 
 class ChatBody(BoundBody, TemplateFields):
     no_effect = BoundBody.no_effect | {
@@ -42,7 +44,7 @@ class ChatBody(BoundBody, TemplateFields):
     """Whether tools may be called, have to be, or which one has to be; only with `tools`, and then `auto` if unset."""
     parallel_tool_calls: bool | None = unset(True)
     """Whether an answer may call tools more than once."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Effort | None = None
     """How much to think before answering, for models whose chat template knows of it."""
     include_reasoning: bool | None = unset(True)
     """Tell the reasoning, as `reasoning_content` and, under its newer name, `reasoning`."""

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, Tag
 
 from server.api.refusals import LISTS, STRING, custom
 from server.api.schemas import INT64_MAX, Strict, Unsupported, unset
-from server.api.tools import ToolCall, ToolCalls, Tools, arguments_of, tools_of
+from server.api.tools import CallId, ToolCall, ToolCalls, Tools, arguments_of, tools_of
 from server.errors import BadRequest, shown
 from server.text.conversation import Conversation, Turn
 
@@ -47,7 +47,7 @@ class Message(Strict):
     name: str | None = None
     tool_calls: ToolCalls | None = None
     """What the assistant called."""
-    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    tool_call_id: CallId | None = None
     """Of a `tool` turn: the call it belongs to."""
     reasoning_content: str | None = None
     """What the assistant thought before it spoke, for templates that show it to the model again."""

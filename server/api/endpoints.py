@@ -7,6 +7,8 @@ from server.api import shapes
 
 _USER = {"role": "user", "content": "What is the capital of France?"}
 _SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+_WEATHER = {"role": "user", "content": "How is the weather in Paris?"}
+_FUNCTION = {"name": "weather", "description": "Today's weather in a city.", "parameters": _SCHEMA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,17 @@ ENDPOINTS = {
                 "stop": ["\n"],
                 "max_tokens": 16,
             },
+            "A tool": {
+                "messages": [_WEATHER],
+                "tools": [{"type": "function", "function": _FUNCTION}],
+                "tool_choice": "required",
+                "max_tokens": 64,
+            },
+            "JSON by a schema": {
+                "messages": [_USER],
+                "response_format": {"type": "json_schema", "json_schema": {"name": "place", "schema": _SCHEMA}},
+                "max_tokens": 64,
+            },
         },
     ),
     "/v1/completions": Endpoint(
@@ -90,6 +103,17 @@ ENDPOINTS = {
                 "stream": True,
                 "max_output_tokens": 16,
             },
+            "A function": {
+                "input": [_WEATHER],
+                "tools": [{"type": "function", **_FUNCTION}],
+                "tool_choice": "required",
+                "max_output_tokens": 64,
+            },
+            "JSON by a schema": {
+                "input": "What is the capital of France?",
+                "text": {"format": {"type": "json_schema", "name": "place", "schema": _SCHEMA}},
+                "max_output_tokens": 64,
+            },
         },
     ),
     "/v1/messages": Endpoint(
@@ -107,6 +131,12 @@ ENDPOINTS = {
                 "max_tokens": 64,
                 "stop_sequences": ["\n"],
                 "stream": True,
+            },
+            "A tool": {
+                "messages": [_WEATHER],
+                "tools": [{"name": "weather", "description": "Today's weather in a city.", "input_schema": _SCHEMA}],
+                "tool_choice": {"type": "any"},
+                "max_tokens": 64,
             },
         },
     ),

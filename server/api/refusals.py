@@ -13,10 +13,11 @@ MAX_FINDINGS = 64  # beyond, listing what pydantic found costs more than the req
 LONGEST_INTEGER = 4300  # digits; the JSON parser gives up beyond
 
 # Labels of a union's branches: they appear in pydantic's paths and are no part of the client's.
-STRING, STRINGS, NUMBERS, LISTS, FLAG = "~string", "~strings", "~numbers", "~lists", "~flag"
-OBJECT, OTHER = "~object", "~other"
-TYPES = ("message", "function_call", "function_call_output", "reasoning", "text", "tool_use", "tool_result", "thinking")
-BRANCHES = frozenset({STRING, STRINGS, NUMBERS, LISTS, FLAG, OBJECT, OTHER, *(f"~{kind}" for kind in TYPES)})
+STRING, STRINGS, NUMBERS, LISTS = "~string", "~strings", "~numbers", "~lists"
+FLAG, OBJECT, OTHER = "~flag", "~object", "~other"
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "function")
+_BLOCKS = ("text", "tool_use", "tool_result", "thinking", "custom")
+BRANCHES = frozenset({STRING, STRINGS, NUMBERS, LISTS, FLAG, OBJECT, OTHER, *(f"~{kind}" for kind in _ITEMS + _BLOCKS)})
 # Their keys are the client's own: paths stop there.
 MAPS = frozenset({"chat_template_kwargs", "logit_bias", "metadata", "parameters", "prediction"})
 

@@ -25,6 +25,7 @@ def _check_name(name: str) -> str:
 
 
 ToolName = Annotated[str, AfterValidator(_check_name)]
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Function(Strict):
@@ -66,7 +67,7 @@ class ToolCall(Strict):
 
     no_effect = frozenset({"index"})
 
-    id: Annotated[str, Field(min_length=1, max_length=256)]
+    id: CallId
     type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = None

@@ -25,7 +25,8 @@ def by_type(kinds: Iterable[str], default: str) -> Callable[[Any], str]:
     known = frozenset(kinds)
 
     def branch(value: Any) -> str:
-        kind = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        kind = default if kind is None else kind
         return f"~{kind}" if isinstance(kind, str) and kind in known else OTHER
 
     return branch

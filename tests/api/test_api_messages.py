@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
+import msgspec
 import pytest
 from anthropic.types import Message
 
@@ -110,10 +111,15 @@ def test_what_has_no_effect_is_named(served):
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "type 'image'"),
         ({"messages": [{"role": "user", "content": "refuse me"}]}, "that I will not say"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "maximum context length is 512 tokens"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "can only be disabled"),
         ({"container": "c"}, "does not honour it"),
         ({"temprature": 1}, "Unknown parameter: 'temprature'"),
         ({"stop_sequences": [""]}, "Invalid 'stop_sequences[0]'"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "type 'web_search_20250305'"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "Invalid name 'a b'"),
+        ({"tools": [{"name": "a", "input_schema": {"type": "array"}}]}, "'tools[0].input_schema'"),
+        ({"tools": [{"name": "a", "input_schema": {}}], "tool_choice": {"type": "tool"}}, "'tool_choice'"),
+        ({"tool_choice": {"type": "any"}}, "'tool_choice'"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "'messages'"),
     ],
 )
 def test_a_bad_request_is_told_in_anthropics_shape(client, served, fields, says):
@@ -185,3 +191,97 @@ def test_a_resumed_stream_tells_its_fault_in_the_same_words(own_server):
         connection.sendall(b"GET /v1/streams/%b HTTP/1.1\r\nHost: x\r\n\r\n" % stream)
         resumed = b"".join(iter(lambda: connection.recv(65536), b""))
     assert b'event: error\ndata: {"type":"error","error":{"type":"api_error"' in resumed
+
+
+WEATHER = {
+    "name": "weather",
+    "description": "Of a city.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.fixture
+def calling(own_server) -> Iterator[anthropic.Anthropic]:
+    own_server.engine.longest = 4096  # a token is a byte, and the tool is described in words
+    own_server.engine.answer = f"Let me see.\n{CALL}"
+    with anthropic.Anthropic(base_url=own_server.url, api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_a_tool_is_used(calling):
+    message = strictly(calling.messages.create(**ASKED, tools=[WEATHER]))
+    said, used = message.content
+    assert (said.text, message.stop_reason) == ("Let me see.", "tool_use")
+    assert (used.type, used.name, used.input) == ("tool_use", "weather", {"city": "Paris"})
+
+
+def test_a_use_is_streamed_as_a_block_of_its_own(calling):
+    events = list(calling.messages.create(**ASKED, tools=[WEATHER], stream=True))
+    told = [event for event in events if getattr(event, "index", None) == 1]
+    assert (told[0].type, told[0].content_block.name, told[-1].type) == (
+        "content_block_start",
+        "weather",
+        "content_block_stop",
+    )
+    assert json.loads("".join(event.delta.partial_json for event in told[1:-1])) == {"city": "Paris"}
+    with calling.messages.stream(**ASKED, tools=[WEATHER]) as stream:
+        assert stream.get_final_message().content[1].input == {"city": "Paris"}
+
+
+def test_a_use_that_is_cut_off_has_what_there_is_of_its_input(calling):
+    message = calling.messages.create(**ASKED | {"max_tokens": len(f"Let me see.\n{CALL}") - 22}, tools=[WEATHER])
+    assert message.stop_reason == "max_tokens"
+    assert message.content[1].input == {"city": "P"} or message.content[1].input == {}
+
+
+def test_a_use_is_sent_back_with_its_result(own_server, calling):
+    first = calling.messages.create(**ASKED, tools=[WEATHER])
+    result = {"type": "tool_result", "tool_use_id": first.content[1].id, "content": [{"type": "text", "text": "Rain"}]}
+    said = [*USER, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    calling.messages.create(**ASKED | {"messages": said}, tools=[WEATHER])
+    prompt = bytes(token for token in own_server.engine.orders[-1].prompt if token < 256).decode()
+    assert prompt.index("Hi") < prompt.index("Let me see.") < prompt.rindex("weather") < prompt.index("Rain")
+    counted = calling.messages.count_tokens(messages=said, tools=[WEATHER], model="bytes").input_tokens
+    assert counted == len(own_server.engine.orders[-1].prompt)
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
+def test_a_tool_can_have_to_be_used(own_server, calling, choice):
+    calling.messages.create(**ASKED, tools=[WEATHER], tool_choice=choice)
+    assert "weather" in own_server.engine.orders[-1].sampling.grammar
+
+
+def test_an_answer_goes_on_with_what_is_put_into_its_mouth(own_server, client, served):
+    said = [*USER, {"role": "assistant", "content": "Well,"}]
+    body = {"messages": said, "max_tokens": 3}
+    assert own_server.http.post("/v1/messages", json=body).status_code == 200
+    prompt = bytes(token for token in own_server.engine.orders[-1].prompt if token < 256).decode()
+    assert prompt.endswith("Well,")
+
+
+def test_an_answer_can_have_to_be_json(own_server):
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    body = ASKED | {"output_config": {"format": form}}
+    assert own_server.http.post("/v1/messages", json=body).status_code == 200
+    assert own_server.engine.orders[-1].sampling.grammar
+
+
+def test_reasoning_is_a_block_of_thinking(own_server):
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]{# <think></think> #}"
+    own_server.engine.card = msgspec.structs.replace(own_server.engine.card, chat_template=template)
+    own_server.engine.answer = "<think>Hm.</think>Yes."
+    with anthropic.Anthropic(base_url=own_server.url, api_key="unused", max_retries=0) as client:
+        thought, said = strictly(client.messages.create(**ASKED)).content
+        assert (thought.type, thought.thinking, said.text) == ("thinking", "Hm.", "Yes.")
+        with client.messages.stream(**ASKED) as stream:
+            assert [block.type for block in stream.get_final_message().content] == ["thinking", "text"]
+        again = [*USER, {"role": "assistant", "content": [thought, said]}, *USER]
+        assert client.messages.create(**ASKED | {"messages": again}).stop_reason == "end_turn"
+
+
+def test_what_the_template_does_not_read_is_named_as_without_effect(served):
+    for thinking in ("enabled", "adaptive"):
+        body = ASKED | {"thinking": {"type": thinking}, "output_config": {"effort": "low"}}
+        answer = served.http.post("/v1/messages", json=body)
+        assert answer.headers["x-headrace-ignored"] == "thinking, output_config.effort"

@@ -1,12 +1,14 @@
 """/v1/responses, asked by the openai package as it is and read as strictly as its types allow."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 EVENTS = TypeAdapter(ResponseStreamEvent)
 
@@ -156,3 +158,125 @@ def test_a_fault_in_the_middle_of_a_stream_is_a_failed_response(own_server):
         assert failed.response.output_text == "half"
         with pytest.raises(openai.APIError):
             next(stream)
+
+
+WEATHER = {
+    "type": "function",
+    "name": "weather",
+    "description": "Of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "strict": True,
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def prompt_of(served) -> str:
+    """Of the last order."""
+    return bytes(token for token in served.engine.orders[-1].prompt if token < 256).decode()
+
+
+@pytest.fixture
+def calling(own_server) -> Iterator[openai.OpenAI]:
+    own_server.engine.longest = 4096  # a token is a byte, and the tool is described in words
+    own_server.engine.answer = f"Let me see.\n{CALL}"
+    with openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_a_function_is_called(calling):
+    response = strictly(calling.responses.create(input="How is it in Paris?", tools=[WEATHER]))
+    said, called = response.output
+    assert (response.output_text, response.status, said.type) == ("Let me see.", "completed", "message")
+    assert (called.type, called.name, json.loads(called.arguments)) == ("function_call", "weather", {"city": "Paris"})
+    assert called.call_id
+    assert response.tools[0].name == "weather"
+    assert response.tool_choice == "auto"
+
+
+def test_a_call_is_streamed_as_an_item_of_its_own(calling):
+    events = list(calling.responses.create(input="How is it in Paris?", tools=[WEATHER], stream=True))
+    for event in events:
+        EVENTS.validate_python(event.model_dump(by_alias=True, exclude_unset=True), strict=True)
+    told = [event for event in events if getattr(event, "output_index", None) == 1]
+    kinds = [event.type.removeprefix("response.") for event in told]
+    assert kinds[0] == "output_item.added"
+    assert kinds[-2:] == ["function_call_arguments.done", "output_item.done"]
+    assert set(kinds[1:-2]) == {"function_call_arguments.delta"}
+    assert json.loads("".join(event.delta for event in told[1:-2])) == {"city": "Paris"}
+    assert told[-1].item == events[-1].response.output[1]
+
+
+def test_the_package_parses_a_streamed_call(calling):
+    with calling.responses.stream(model="bytes", input="How is it in Paris?", tools=[WEATHER]) as stream:
+        final = stream.get_final_response()
+    assert final.output[1].parsed_arguments == {"city": "Paris"}
+
+
+def test_a_call_is_sent_back_with_what_it_gave(own_server, calling):
+    asked = {"role": "user", "content": "How is it in Paris?"}
+    first = calling.responses.create(input=[asked], tools=[WEATHER])
+    output = {"type": "function_call_output", "call_id": first.output[1].call_id, "output": "Rain"}
+    calling.responses.create(input=[asked, *first.output, output], tools=[WEATHER])
+    prompt = prompt_of(own_server)
+    assert "Let me see." in prompt
+    assert prompt.index("How is it") < prompt.index("Let me see.") < prompt.rindex("weather") < prompt.index("Rain")
+
+
+def test_a_named_function_has_to_be_called(own_server, calling):
+    calling.responses.create(input="Hi", tools=[WEATHER], tool_choice={"type": "function", "name": "weather"})
+    assert "weather" in own_server.engine.orders[-1].sampling.grammar
+    calling.responses.create(input="Hi", tools=[WEATHER], tool_choice="none")
+    assert own_server.engine.orders[-1].sampling.grammar is None
+
+
+def test_an_answer_can_have_to_be_json(own_server):
+    class City(BaseModel):
+        name: str
+
+    own_server.engine.answer = '{"name": "Paris"}'
+    with openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="unused") as client:
+        response = client.responses.parse(input="Name a city", text_format=City)
+    assert response.output_parsed == City(name="Paris")
+    assert response.text.format.type == "json_schema"
+    assert own_server.engine.orders[-1].sampling.grammar
+
+
+def test_reasoning_is_an_item_before_the_message(thinking):
+    response = strictly(thinking.responses.create(input="Hi", top_logprobs=0))
+    thought, said = response.output
+    assert (thought.type, thought.content[0].text, response.output_text) == ("reasoning", "Hm.", "Yes.")
+    assert response.usage.output_tokens_details.reasoning_tokens == len("<think>Hm.</think>")
+    assert said.content[0].logprobs
+    events = list(thinking.responses.create(input="Hi", stream=True))
+    for event in events:
+        EVENTS.validate_python(event.model_dump(by_alias=True, exclude_unset=True), strict=True)
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == "Hm."
+    assert events[-1].response.output_text == "Yes."
+
+
+def test_reasoning_is_sent_back(own_server, thinking):
+    first = thinking.responses.create(input="Hi")
+    thinking.responses.create(
+        input=[{"role": "user", "content": "Hi"}, *first.output, {"role": "user", "content": "?"}]
+    )
+    assert prompt_of(own_server) == "[user]Hi[assistant](Hm.)Yes.[user]?[assistant]"
+
+
+@pytest.fixture
+def thinking(own_server) -> Iterator[openai.OpenAI]:
+    """Its template shows the reasoning of earlier turns, and has the mark that ends one."""
+    turn = "[{{ m.role }}]{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
+    template = "{% for m in messages %}" + turn + "{% endfor %}[assistant]{# <think></think> #}"
+    own_server.engine.card = msgspec.structs.replace(own_server.engine.card, chat_template=template)
+    own_server.engine.answer = "<think>Hm.</think>Yes."
+    with openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_what_the_template_does_not_read_is_named_as_without_effect(served):
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}
+    said = [thought, {"role": "assistant", "content": "A"}, {"role": "user", "content": "B"}]
+    answer = served.http.post("/v1/responses", json={"input": said, "reasoning": {"effort": "low"}})
+    assert answer.status_code == 200, answer.text
+    ignored = answer.headers["x-headrace-ignored"].split(", ")
+    assert {"input.content", "reasoning.effort"} <= set(ignored)

@@ -1,59 +1,76 @@
 """What a request to Anthropic's endpoints may hold, and the conversation that it means."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from server.api.chat_body import ChatBody
-from server.api.conversation import Message
-from server.api.refusals import LISTS, OTHER, STRING, custom
+from server.api.messages.input import AnthropicTurn, Cached, Texts, Turn, plain, turns
+from server.api.refusals import LISTS, OTHER, STRING
 from server.api.schemas import INT64_MAX, StopStrings, Strict, Unsupported, unset
+from server.api.tools import MAX_TOOLS, ToolName
 from server.api.variants import Other, by_type
-
-
-class Cached(Strict):
-    """What may be marked for caching; every prompt is cached here, marked or not."""
-
-    no_effect = frozenset({"cache_control"})
-
-    cache_control: dict[str, JsonValue] | None = None
-
-
-class TextBlock(Cached):
-    no_effect = Cached.no_effect | {"citations"}
-
-    type: Literal["text"]
-    text: str
-    """Blocks are joined by line breaks."""
-    citations: list[JsonValue] | None = None
-
-
-Texts = Annotated[list[TextBlock], Field(min_length=1, max_length=256, fail_fast=True)]
-Block = Annotated[
-    Annotated[TextBlock, Tag("~text")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
-    Discriminator(by_type({"text"}, "text")),
-]
-Blocks = Annotated[list[Block], Field(min_length=1, max_length=256, fail_fast=True)]
-
-
-class Turn(Strict):
-    role: Literal["user", "assistant", "system"]
-    """Who speaks."""
-    content: Annotated[str, Tag(STRING)] | Annotated[Blocks, Tag(LISTS)]
-    """Text, or blocks."""
-
-
-def _refuse_thinking(kind: str) -> str:
-    if kind != "disabled":
-        raise custom("unsupported_value", "Unsupported value: 'thinking' can only be disabled.")
-    return kind
+from server.errors import BadRequest
 
 
 class Thinking(Strict):
-    type: Annotated[Literal["disabled", "enabled", "adaptive"], AfterValidator(_refuse_thinking)]
-    """Only `disabled` is accepted."""
+    no_effect = frozenset({"budget_tokens", "display"})
+
+    type: Literal["disabled", "enabled", "adaptive"]
+    """Whether a model that can do without thinks before it answers."""
+    budget_tokens: int | None = None
+    display: str | None = None
+
+
+class AnthropicTool(Cached):
+    """A function that the model may call."""
+
+    no_effect = Cached.no_effect | {"eager_input_streaming", "input_examples"}
+
+    type: Literal["custom"] | None = None
+    name: ToolName
+    """By which it is called."""
+    description: str | None = None
+    """What it does and when to call it."""
+    input_schema: dict[str, JsonValue]
+    """The JSON Schema of its input."""
+    strict: bool | None = unset(False)
+    """Refuse a schema that cannot be followed to the letter, instead of following what can be."""
+    eager_input_streaming: bool | None = None
+    input_examples: list[JsonValue] | None = None
+
+    def for_chat(self) -> dict[str, Any]:
+        function = {"name": self.name, "description": self.description, "strict": self.strict}
+        function = {key: value for key, value in function.items() if value is not None}
+        return {"type": "function", "function": function | {"parameters": self.input_schema}}
+
+
+Tool = Annotated[
+    Annotated[AnthropicTool, Tag("~custom")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
+    Discriminator(by_type({"custom"}, "custom")),
+]
+
+
+class AnthropicToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    """As the model will, at least one tool, the tool of that name, or none."""
+    name: ToolName | None = None
+    """Of the tool, where `type` is `tool`."""
+    disable_parallel_tool_use: bool | None = unset(False)
+    """One answer uses one tool at most."""
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if (self.type == "tool") != (self.name is not None):
+            message = "Invalid 'tool_choice': 'name' goes with the type 'tool', which needs it."
+            raise BadRequest(message, param="tool_choice", code="invalid_value")
+        return self
+
+    def for_chat(self) -> JsonValue:
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return {"auto": None, "any": "required", "none": "none"}[self.type]
 
 
 class OutputFormat(Strict):
@@ -63,7 +80,8 @@ class OutputFormat(Strict):
 
 
 class OutputConfig(Strict):
-    effort: Unsupported = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """How much to think before answering, for models whose chat template knows of it."""
     format: OutputFormat | None = None
     """What form the answer has."""
 
@@ -80,12 +98,14 @@ class CountBody(Strict):
 
     model: str | None = None
     """The id that /v1/models tells. Without it, or with a name that begins with `claude-`, the model that is served."""
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=2048, fail_fast=True)]
+    messages: Annotated[list[AnthropicTurn], Field(min_length=1, max_length=2048, fail_fast=True)]
     """The conversation so far; the answer is what the assistant says next."""
     system: Annotated[str, Tag(STRING)] | Annotated[Texts, Tag(LISTS)] | None = None
     """What stands before the conversation as the system's message."""
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = unset([])
+    """Functions that the model may call."""
+    tool_choice: AnthropicToolChoice | None = unset({"type": "auto"})
+    """Whether a tool is called."""
     thinking: Thinking | None = None
     """Whether to think before the answer."""
     output_config: OutputConfig | None = None
@@ -101,17 +121,25 @@ class CountBody(Strict):
     def _fields(self) -> dict[str, Any]:
         # Clients written for Anthropic's models name one of them, whoever serves.
         is_theirs = self.model is not None and self.model.startswith("claude-")
+        choice = self.tool_choice
         return {
             "model": None if is_theirs else self.model,
-            "messages": list(self._conversation()),
+            "messages": [*self._system(), *turns(self.messages)],
+            "continue_final_message": self.messages[-1].role == "assistant" or None,
+            "chat_template_kwargs": {"enable_thinking": True} if self.thinks else None,
+            "reasoning_effort": "none" if self.thinks is False else self.output_config and self.output_config.effort,
+            "tools": [tool.for_chat() for tool in self.tools or [] if isinstance(tool, AnthropicTool)] or None,
+            "tool_choice": choice and choice.for_chat(),
+            "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
             "response_format": self.output_config and self.output_config.for_chat(),
         }
 
-    def _conversation(self) -> Iterator[Message]:
-        if self.system is not None:
-            yield Message(role="system", content=_plain(self.system))
-        for turn in self.messages:
-            yield Message(role=turn.role, content=_plain(turn.content))
+    @property
+    def thinks(self) -> bool | None:
+        return None if self.thinking is None else self.thinking.type != "disabled"
+
+    def _system(self) -> list[Turn]:
+        return [] if self.system is None else [{"role": "system", "content": plain(self.system)}]
 
 
 class MessagesBody(CountBody):
@@ -150,8 +178,3 @@ class MessagesBody(CountBody):
             "seed": self.seed,
             "stream": self.stream,
         }
-
-
-def _plain(content: str | list[Any]) -> str:
-    """Blocks are joined by line breaks, as the parts of chat messages are."""
-    return content if isinstance(content, str) else "\n".join(block.text for block in content)

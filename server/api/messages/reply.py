@@ -5,14 +5,47 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic_core import from_json
+
 from server.api import faults
 from server.api.chat_reply import Occasion
 from server.api.sse import to_json, typed_event
 from server.errors import HeadraceError
 from server.generator import Piece, Usage
+from server.text.parts import CallArguments, CallBegin, Part, Reasoning, Text
 
 Event = dict[str, Any]
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+
+
+class Block:
+    """One, as it grows. `fields` are what it has from the start."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        self._texts: list[str] = []
+
+    @property
+    def kind(self) -> str:
+        kind: str = self.fields["type"]
+        return kind
+
+    def grow(self, text: str) -> dict[str, str]:
+        self._texts.append(text)
+        delta, name = _DELTAS[self.kind]
+        return {"type": delta, name: text}
+
+    def whole(self) -> dict[str, Any]:
+        text = "".join(self._texts)
+        if self.kind != "tool_use":
+            return self.fields | {self.kind: text}
+        # What was cut off by the limit is an object up to there.
+        return self.fields | {"input": from_json(text or "{}", allow_partial=True)}
 
 
 class MessagesReply:
@@ -29,7 +62,8 @@ class MessagesReply:
             "stop_sequence": None,
             "usage": _usage(Usage(occasion.prompt_tokens, 0, 0)),
         }
-        self._blocks: list[dict[str, Any]] = []  # the last one may still grow
+        self._interpreter = occasion.interpreter
+        self._blocks: list[Block] = []  # the last one may still grow
         self._ending: dict[str, str | None] = {}
 
     def opening(self) -> bytes:
@@ -52,22 +86,37 @@ class MessagesReply:
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         for piece in pieces:
             deque(self._hear(piece), maxlen=0)
-        return to_json(self._message | {"content": self._blocks, **self._ending, "usage": _usage(usage)})
+        content = [block.whole() for block in self._blocks]
+        return to_json(self._message | {"content": content, **self._ending, "usage": _usage(usage)})
 
     def _hear(self, piece: Piece) -> Iterator[Event]:
-        if piece.text:
-            if not self._blocks:
-                yield from self._begin_block({"type": "text", "text": ""})
-            self._blocks[-1]["text"] += piece.text
-            yield self._told("delta", {"delta": {"type": "text_delta", "text": piece.text}})
-        if piece.finish_reason is not None:
-            reason = STOP_REASONS[piece.finish_reason] if piece.stop_string is None else "stop_sequence"
-            self._ending = {"stop_reason": reason, "stop_sequence": piece.stop_string}
+        heard = self._interpreter.hear(piece)
+        for part in heard.parts:
+            yield from self._tell(part)
+        if heard.finish_reason is not None:
+            reason = STOP_REASONS[heard.finish_reason] if heard.stop_string is None else "stop_sequence"
+            self._ending = {"stop_reason": reason, "stop_sequence": heard.stop_string}
 
-    def _begin_block(self, block: dict[str, Any]) -> Iterator[Event]:
+    def _tell(self, part: Part) -> Iterator[Event]:
+        match part:
+            case Text(text):
+                yield from self._speak({"type": "text", "text": ""}, text)
+            case Reasoning(text):
+                yield from self._speak({"type": "thinking", "thinking": "", "signature": ""}, text)
+            case CallBegin(_, id, name):
+                yield from self._begin_block({"type": "tool_use", "id": id, "name": name, "input": {}})
+            case CallArguments(_, text):
+                yield self._told("delta", {"delta": self._blocks[-1].grow(text)})
+
+    def _speak(self, fields: dict[str, Any], text: str) -> Iterator[Event]:
+        if not self._blocks or self._blocks[-1].kind != fields["type"]:
+            yield from self._begin_block(fields)
+        yield self._told("delta", {"delta": self._blocks[-1].grow(text)})
+
+    def _begin_block(self, fields: dict[str, Any]) -> Iterator[Event]:
         yield from self._end_block()
-        self._blocks.append(block)
-        yield self._told("start", {"content_block": {**block}})
+        self._blocks.append(Block(fields))
+        yield self._told("start", {"content_block": fields})
 
     def _end_block(self) -> Iterator[Event]:
         if self._blocks:

@@ -10,23 +10,31 @@ from server.api.body import read_body
 from server.api.exchange import Answer, Job
 from server.api.messages.body import CountBody, MessagesBody
 from server.api.messages.reply import MessagesReply
-from server.api.renaming import renamed
+from server.api.renaming import renamed, with_ignored_renamed
 from server.api.schemas import ignored
 from server.api.service import Service, service_of
 
 router = APIRouter()
 
 NAMES = {
-    "messages": "messages",
-    "stop": "stop_sequences",
-    "response_format.json_schema": "output_config.format",
-    "response_format": "output_config.format",
+    r"chat_template_kwargs\.enable_thinking": "thinking",
+    r"messages\.reasoning_content": "messages.content.thinking",
+    r"messages.*": "messages",  # a message more or less may stand before: its number would mislead
+    r"continue_final_message": "messages",
+    r"parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    r"reasoning_effort": "output_config.effort",
+    r"response_format(\.json_schema)?": "output_config.format",
+    r"stop": "stop_sequences",
+    r"tool_choice\.function": "tool_choice",
+    r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
 }
 
 
 async def _prepare(body: MessagesBody, service: Service) -> Job:
     with renamed(NAMES):
-        return await chat.prepare(body.as_chat(), service, MessagesReply)
+        job = await chat.prepare(body.as_chat(), service, MessagesReply)
+    return with_ignored_renamed(job, NAMES)
 
 
 @router.post("/v1/messages")

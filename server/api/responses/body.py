@@ -6,71 +6,57 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from server.api.chat_body import ChatBody
-from server.api.conversation import Message
-from server.api.refusals import LISTS, OTHER, STRING, custom
+from server.api.chat_body import ChatBody, Effort
+from server.api.refusals import LISTS, OBJECT, OTHER, STRING, custom
+from server.api.responses.input import Items, Turn, turns
 from server.api.schemas import INT64_MAX, StreamOptions, Strict, Unsupported, unset
+from server.api.tools import ToolName
 from server.api.variants import Other, by_type
 
 
-class InputText(Strict):
-    """Text that was said to the model, or, as `output_text`, by it."""
+class ResponsesTool(Strict):
+    """A function that the model may call."""
 
-    no_effect = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
+    type: Literal["function"]
+    name: ToolName
+    """By which it is called."""
+    description: str | None = None
+    """What it does and when to call it."""
+    parameters: dict[str, JsonValue] | None = None
+    """The JSON Schema of its arguments."""
+    strict: bool | None = None
+    """Arguments satisfy their schema."""
 
-    type: Literal["input_text", "output_text"]
-    """`output_text` is what the model has said before."""
-    text: str
-    """Parts are joined by line breaks."""
-    annotations: list[JsonValue] | None = None
-    logprobs: list[JsonValue] | None = None
-    prompt_cache_breakpoint: JsonValue = None
-
-
-Texts = Annotated[list[InputText], Field(min_length=1, max_length=256, fail_fast=True)]
-Content = Annotated[str, Tag(STRING)] | Annotated[Texts, Tag(LISTS)]
-Status = Literal["in_progress", "completed", "incomplete"]
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
 
 
-class MessageItem(Strict):
-    """One turn; a message of an earlier response may stand here as it came."""
-
-    no_effect = frozenset({"id", "phase", "status"})
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    """`developer` means `system`."""
-    content: Content
-    """Text, or parts of text."""
-    id: str | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
-    status: Status | None = None
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("~message")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
-    Discriminator(by_type({"message"}, "message")),
+Tool = Annotated[
+    Annotated[ResponsesTool, Tag("~function")] | Annotated[Other, Tag(OTHER), SkipJsonSchema()],
+    Discriminator(by_type({"function"}, "function")),
 ]
-Items = Annotated[list[Item], Field(min_length=1, max_length=2048, fail_fast=True)]
+
+
+class ResponsesToolName(Strict):
+    type: Literal["function"]
+    name: ToolName
+    """Of the function that is to be called."""
 
 
 class Format(Strict):
+    no_effect = frozenset({"name", "description"})
+
     type: Literal["text", "json_object", "json_schema"]
     """What form the answer has."""
     name: str | None = None
-    """Of the schema."""
     description: str | None = None
-    """Of the schema."""
     schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
-    """The JSON Schema that the answer satisfies."""
+    """What the answer follows, whatever `strict` says; only with `json_schema`."""
     strict: bool | None = None
-    """Every answer satisfies its schema, whatever this says."""
 
     def for_chat(self) -> dict[str, Any]:
-        if self.type != "json_schema":
-            return {"type": self.type}
-        parts = {"name": self.name, "description": self.description, "schema": self.schema_, "strict": self.strict}
-        return {"type": self.type, "json_schema": {key: part for key, part in parts.items() if part is not None}}
+        fields = self.model_dump(by_alias=True, exclude_none=True, include={"schema_", "strict"})
+        return {"type": self.type, "json_schema": fields if self.type == "json_schema" or fields else None}
 
 
 class TextOptions(Strict):
@@ -84,7 +70,8 @@ class TextOptions(Strict):
 class Reasoning(Strict):
     no_effect = frozenset({"context", "generate_summary", "mode", "summary"})
 
-    effort: Unsupported = None
+    effort: Effort | None = None
+    """How much to think before answering, for models whose chat template knows of it."""
     context: str | None = None
     generate_summary: str | None = None
     mode: str | None = None
@@ -121,7 +108,6 @@ class ResponsesBody(Strict):
 
     no_effect = frozenset(
         {
-            "parallel_tool_calls",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -154,9 +140,14 @@ class ResponsesBody(Strict):
     """What form the answer has."""
     reasoning: Reasoning | None = None
     """How much to think before the answer."""
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
-    parallel_tool_calls: bool | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = unset([])
+    """Functions that the model may call."""
+    tool_choice: (
+        Annotated[Literal["none", "auto", "required"], Tag(STRING)] | Annotated[ResponsesToolName, Tag(OBJECT)] | None
+    ) = unset("auto")
+    """Whether a function is called: as the model will, never, at least one, or the one named."""
+    parallel_tool_calls: bool | None = unset(True)
+    """Whether one answer may call more than one function."""
     stream: bool | None = unset(False)
     """Send the answer as typed server-sent events while it comes about."""
     stream_options: StreamOptions | None = None
@@ -197,21 +188,23 @@ class ResponsesBody(Strict):
             "logprobs": self.wants_logprobs or None,
             "top_logprobs": self.top_logprobs,
             "response_format": self.text and self.text.format and self.text.format.for_chat(),
+            "tools": [tool.for_chat() for tool in self.tools or [] if isinstance(tool, ResponsesTool)] or None,
+            "tool_choice": self._tool_choice(),
+            "reasoning_effort": self.reasoning and self.reasoning.effort,
+            "parallel_tool_calls": self.parallel_tool_calls,
             "stream": self.stream,
         }
         return ChatBody(**{name: value for name, value in fields.items() if value is not None})
 
-    def _messages(self) -> Iterator[Message]:
+    def _messages(self) -> Iterator[Turn]:
         if self.instructions is not None:
-            yield Message(role="system", content=self.instructions)
+            yield {"role": "system", "content": self.instructions}
         if isinstance(self.input, str):
-            yield Message(role="user", content=self.input)
-            return
-        for item in self.input:
-            assert isinstance(item, MessageItem), "the schema refuses others"
-            yield Message(role=item.role, content=_plain(item.content))
+            yield {"role": "user", "content": self.input}
+        else:
+            yield from turns(self.input)
 
-
-def _plain(content: str | list[InputText]) -> str:
-    """Parts are joined by line breaks, as those of chat messages are."""
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+    def _tool_choice(self) -> JsonValue:
+        if isinstance(self.tool_choice, ResponsesToolName):
+            return {"type": "function", "function": {"name": self.tool_choice.name}}
+        return None if self.tool_choice == "auto" else self.tool_choice  # some send it without tools

@@ -3,14 +3,16 @@
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from server.api.chat_reply import Occasion
 from server.api.responses.body import ResponsesBody
-from server.api.responses.items import Event, Spoken
+from server.api.responses.output import Call, Event, Spoken
+from server.api.schemas import Strict
 from server.api.sse import to_json, typed_event, wall_time
 from server.errors import HeadraceError
-from server.generator import Piece, Usage
+from server.generator import Piece, TokenText, Usage
+from server.text.parts import CallArguments, CallBegin, Part, Reasoning, Text
 
 
 class ResponsesReply:
@@ -19,7 +21,9 @@ class ResponsesReply:
     def __init__(self, body: ResponsesBody, occasion: Occasion) -> None:
         self._repeated = _repeated(body, occasion)
         self._has_logprobs = body.wants_logprobs
-        self._items: list[Spoken] = []  # the last one may still grow
+        self._interpreter = occasion.interpreter
+        self._items: list[Spoken | Call] = []  # the last one may still grow
+        self._tokens: list[TokenText] = []  # whose text is still to come
         self._finish_reason: str | None = None
         self._events = 0  # so far
 
@@ -51,14 +55,35 @@ class ResponsesReply:
         return told
 
     def _hear(self, piece: Piece) -> Iterator[Event]:
-        self._finish_reason = piece.finish_reason or self._finish_reason
-        tokens = piece.tokens if self._has_logprobs else []
-        if piece.text or tokens:
-            if not self._items:
-                yield from self._begin(Spoken(0, "message"))
-            yield from self._items[-1].grow(piece.text, tokens)
+        heard = self._interpreter.hear(piece)
+        self._finish_reason = heard.finish_reason or self._finish_reason
+        if self._has_logprobs and all(isinstance(part, Text) for part in heard.parts):
+            self._tokens += heard.tokens  # no log probabilities are told of what is thought and called
+        for part in heard.parts:
+            yield from self._tell(part)
 
-    def _begin(self, item: Spoken) -> Iterator[Event]:
+    def _tell(self, part: Part) -> Iterator[Event]:
+        match part:
+            case Text(text):
+                tokens, self._tokens = self._tokens, []
+                yield from self._speak("message", text, tokens)
+            case Reasoning(text):
+                yield from self._speak("reasoning", text, [])
+            case CallBegin(_, id, name):
+                yield from self._begin(Call(len(self._items), id, name))
+            case CallArguments(_, text):
+                call = self._items[-1]
+                assert isinstance(call, Call), "arguments follow the beginning of their call"
+                yield from call.grow(text)
+
+    def _speak(self, kind: Literal["message", "reasoning"], text: str, tokens: list[TokenText]) -> Iterator[Event]:
+        item = self._items[-1] if self._items else None
+        if not isinstance(item, Spoken) or item.kind != kind:
+            item = Spoken(len(self._items), kind)
+            yield from self._begin(item)
+        yield from item.grow(text, tokens)
+
+    def _begin(self, item: Spoken | Call) -> Iterator[Event]:
         """The next item, which ends the one before."""
         if self._items:
             yield from self._items[-1].end("completed")
@@ -66,15 +91,16 @@ class ResponsesReply:
         yield from item.begin()
 
     def _end(self, usage: Usage) -> Iterator[Event]:
-        if not self._items:
-            yield from self._begin(Spoken(0, "message"))
+        if not self._items or self._tokens:
+            yield from self._tell(Text(""))
         if self._finish_reason == "length":
             yield from self._items[-1].end("incomplete")
             response = self._response("incomplete") | {"incomplete_details": {"reason": "max_output_tokens"}}
         else:
             yield from self._items[-1].end("completed")
             response = self._response("completed") | {"completed_at": wall_time()}
-        yield {"type": f"response.{response['status']}", "response": response | {"usage": _usage(usage)}}
+        usage_fields = _usage(self._interpreter.counted(usage))
+        yield {"type": f"response.{response['status']}", "response": response | {"usage": usage_fields}}
 
     def _response(self, status: str) -> dict[str, Any]:
         return {**self._repeated, "status": status, "output": [item.fields() for item in self._items]}
@@ -100,10 +126,10 @@ def _repeated(body: ResponsesBody, occasion: Occasion) -> dict[str, Any]:
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "top_logprobs": body.top_logprobs or 0,
         "text": {"format": _format(body)},
-        "reasoning": {"effort": None, "summary": None},
-        "tools": [],
-        "tool_choice": "auto",
-        "parallel_tool_calls": True,
+        "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
+        "tools": [_tool(tool) for tool in body.tools or []],
+        "tool_choice": _choice(body),
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "metadata": body.metadata or {},
         "truncation": "disabled",
         "background": False,
@@ -111,6 +137,15 @@ def _repeated(body: ResponsesBody, occasion: Occasion) -> dict[str, Any]:
         "previous_response_id": None,
         "service_tier": "default",
     }
+
+
+def _tool(tool: Strict) -> dict[str, Any]:
+    """With what OpenAI's types ask for."""
+    return {"parameters": None, "strict": False, **tool.model_dump(exclude_none=True)}
+
+
+def _choice(body: ResponsesBody) -> Any:
+    return body.tool_choice.model_dump() if isinstance(body.tool_choice, Strict) else body.tool_choice or "auto"
 
 
 def _format(body: ResponsesBody) -> dict[str, Any]:
@@ -124,6 +159,6 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

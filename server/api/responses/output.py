@@ -19,8 +19,8 @@ class Spoken:
         self._part_kind = "output_text" if is_message else "reasoning_text"
         self._more: dict[str, Any] = {"role": "assistant"} if is_message else {"summary": []}
         self._has_logprobs = is_message
+        self.kind = kind
         self._id = f"{'msg' if is_message else 'rs'}_{secrets.token_hex(12)}"
-        self._kind = kind
         self._status: Status = "in_progress"
         self._place = {"output_index": place}
         self._owner = {"item_id": self._id, **self._place, "content_index": 0}
@@ -50,9 +50,41 @@ class Spoken:
 
     def fields(self) -> dict[str, Any]:
         """The item as it stands."""
-        head = {"id": self._id, "type": self._kind, "status": self._status, **self._more}
+        head = {"id": self._id, "type": self.kind, "status": self._status, **self._more}
         return {**head, "content": [self._part()]}
 
     def _part(self) -> dict[str, Any]:
         part: dict[str, Any] = {"type": self._part_kind, "text": "".join(self._texts)}
         return {**part, "annotations": [], "logprobs": [*self._logprobs]} if self._has_logprobs else part
+
+
+class Call:
+    """A function that is to be called."""
+
+    def __init__(self, place: int, call_id: str, name: str) -> None:
+        self._id = f"fc_{secrets.token_hex(12)}"
+        self._call_id = call_id
+        self._name = name
+        self._status: Status = "in_progress"
+        self._place = {"output_index": place}
+        self._owner = {"item_id": self._id, **self._place}
+        self._arguments: list[str] = []
+
+    def begin(self) -> Iterator[Event]:
+        yield {"type": "response.output_item.added", **self._place, "item": self.fields()}
+
+    def grow(self, arguments: str) -> Iterator[Event]:
+        self._arguments.append(arguments)
+        yield {"type": "response.function_call_arguments.delta", **self._owner, "delta": arguments}
+
+    def end(self, status: Status) -> Iterator[Event]:
+        self._status = status
+        fields = self.fields()
+        said = {"name": self._name, "arguments": fields["arguments"]}
+        yield {"type": "response.function_call_arguments.done", **self._owner, **said}
+        yield {"type": "response.output_item.done", **self._place, "item": fields}
+
+    def fields(self) -> dict[str, Any]:
+        """The item as it stands."""
+        called = {"call_id": self._call_id, "name": self._name, "arguments": "".join(self._arguments)}
+        return {"id": self._id, "type": "function_call", "status": self._status, **called}
