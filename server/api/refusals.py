@@ -154,6 +154,10 @@ TELLERS: dict[str, Teller] = {
         "missing_required_parameter",
         f"Missing required parameter: '{path}'.",
     ),
+    "not_honoured": lambda path, context, value: (
+        "unsupported_parameter",
+        f"Unsupported parameter: '{path}': this server does not honour it; leave it out.",
+    ),
     "extra_forbidden": lambda path, context, value: ("unknown_parameter", f"Unknown parameter: '{path}'."),
     "literal_error": lambda path, context, value: (
         "invalid_value",

@@ -29,7 +29,7 @@ INT64_MAX = 2**63 - 1
 
 def _refuse(value: object) -> None:
     if value is not None:
-        raise custom("unsupported_parameter", "Unsupported parameter: this server does not honour it; leave it out.")
+        raise custom("not_honoured", "leave it out")
 
 
 Unsupported = Annotated[

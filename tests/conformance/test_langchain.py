@@ -47,6 +47,21 @@ class City(BaseModel):
     continent: Literal["Africa", "America", "Asia", "Europe"]
 
 
+@pytest.mark.proves("tools")
+def test_a_bound_tool_is_called_whole_and_in_pieces(chat: ChatOpenAI) -> None:
+    bound = chat.bind_tools([City], tool_choice="City", parallel_tool_calls=False)
+    (call,) = bound.invoke(ASKED).tool_calls
+    assert City(**call["args"])
+    first, *rest = bound.stream(ASKED)
+    (gathered,) = sum(rest, start=first).tool_calls
+    assert (gathered["name"], gathered["args"]) == (call["name"], call["args"])
+
+
+@pytest.mark.proves("structured")
+def test_an_answer_is_an_object_by_way_of_a_call(chat: ChatOpenAI) -> None:
+    assert isinstance(chat.with_structured_output(City, method="function_calling").invoke(ASKED), City)
+
+
 @pytest.mark.proves("structured")
 def test_an_answer_is_an_object_of_the_schema(chat: ChatOpenAI) -> None:
     assert isinstance(chat.with_structured_output(City, method="json_schema").invoke(ASKED), City)

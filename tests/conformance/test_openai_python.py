@@ -1,5 +1,6 @@
 """openai for Python, unchanged, against a real server with the default model."""
 
+import json
 from collections.abc import Iterator
 from typing import Literal
 
@@ -11,6 +12,22 @@ from support import RunningServer
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."
+
+
+LOOK_UP = {
+    "name": "look_up",
+    "description": "Looks a city up.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "continent": {"enum": ["Africa", "America", "Asia", "Europe"]},
+            "is_capital": {"type": "boolean"},
+        },
+        "required": ["continent", "is_capital"],
+        "additionalProperties": False,
+    },
+}
+TOOLS = {"tools": [{"type": "function", "function": LOOK_UP}], "tool_choice": "required", "parallel_tool_calls": False}
 
 
 class City(BaseModel):
@@ -117,6 +134,32 @@ def test_a_response_is_told_whole_and_as_a_stream(client: OpenAI, model: str) ->
     events = list(client.responses.create(**asked, stream=True))
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == PARIS
     assert events[-1].response.output_text == PARIS
+
+
+@pytest.mark.proves("tools")
+def test_a_tool_is_called_and_its_result_goes_back(client: OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=ASKED, temperature=0, **TOOLS)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look_up"
+    assert json.loads(call.function.arguments).keys() == {"continent", "is_capital"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Paris"}
+    more = [*ASKED, answer.choices[0].message, result]
+    again = client.chat.completions.create(
+        model=model, messages=more, temperature=0, tools=TOOLS["tools"], max_tokens=9
+    )
+    assert again.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+@pytest.mark.proves("tools")
+def test_a_call_comes_in_pieces_that_make_the_whole_one(client: OpenAI, model: str) -> None:
+    asked = {"model": model, "messages": ASKED, "temperature": 0, **TOOLS}
+    (whole,) = client.chat.completions.create(**asked).choices[0].message.tool_calls
+    with client.chat.completions.stream(**asked) as stream:
+        final = stream.get_final_completion()
+    (gathered,) = final.choices[0].message.tool_calls
+    assert (gathered.function.name, gathered.function.arguments) == (whole.function.name, whole.function.arguments)
+    assert final.choices[0].finish_reason == "tool_calls"
 
 
 @pytest.mark.proves("structured")

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, embed, generateObject, generateText, Output, streamText } from "ai";
+import { APICallError, embed, generateObject, generateText, Output, streamText, tool } from "ai";
 import { z } from "zod";
 
 const { BASE_URL, BUSY_URL, MODEL } = process.env;
@@ -37,6 +37,21 @@ test("streams: streamText", async () => {
   for await (const part of textStream) text += part;
   assert.equal(text, PARIS);
   assert.ok((await usage).outputTokens > 0);
+});
+
+const lookUp = tool({ description: "Looks a city up.", inputSchema: City, execute: async () => "Paris" });
+
+test("tools: generateText calls a tool and has its result", async () => {
+  const tools = { lookUp };
+  const { toolCalls, toolResults } = await generateText({ model, prompt, tools, toolChoice: "required", temperature: 0 });
+  assert.equal(toolCalls[0].toolName, "lookUp");
+  assert.deepEqual(City.parse(toolCalls[0].input), toolCalls[0].input);
+  assert.equal(toolResults[0].output, "Paris");
+});
+
+test("tools: streamText calls a tool", async () => {
+  const { toolCalls } = streamText({ model, prompt, tools: { lookUp }, toolChoice: "required", temperature: 0 });
+  assert.equal((await toolCalls)[0].toolName, "lookUp");
 });
 
 test("structured: generateObject", async () => {

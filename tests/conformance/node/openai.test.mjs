@@ -63,6 +63,17 @@ test("answers: a response", async () => {
   assert.equal(answer.output_text, PARIS);
 });
 
+test("tools: a tool is called", async () => {
+  const parameters = { type: "object", properties: { is_capital: { type: "boolean" } }, required: ["is_capital"] };
+  const tools = [{ type: "function", function: { name: "look_up", parameters } }];
+  const asked = { model, messages, temperature: 0, tools, tool_choice: "required", parallel_tool_calls: false };
+  const answer = await client.chat.completions.create(asked);
+  const [call] = answer.choices[0].message.tool_calls;
+  assert.equal(answer.choices[0].finish_reason, "tool_calls");
+  assert.equal(call.function.name, "look_up");
+  assert.equal(typeof JSON.parse(call.function.arguments).is_capital, "boolean");
+});
+
 test("structured: an answer is parsed by its zod schema", async () => {
   const City = z.object({ is_capital: z.boolean(), continent: z.enum(["Africa", "America", "Asia", "Europe"]) });
   const format = { response_format: zodResponseFormat(City, "city") };
