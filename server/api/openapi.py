@@ -100,7 +100,7 @@ class _Schemas:
         if endpoint.answer is not None:
             content["application/json"] = {"schema": self._references[endpoint.answer]}
         if endpoint.event is not None:
-            content["text/event-stream"] = {"schema": self._references[endpoint.event]}
+            content["text/event-stream"] = {"schema": _event(self._references[endpoint.event])}
         names = _HEADERS if endpoint.event is not None else ["x-request-id"]
         return {
             "description": endpoint.stream or "The answer.",
@@ -112,3 +112,10 @@ class _Schemas:
         shape = shapes.AnthropicError if faults.is_anthropic(path) else shapes.Error
         content = {"application/json": {"schema": self._references[shape]}}
         return {str(status): {"description": _FAULTS[status], "content": content} for status in endpoint.faults}
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    """One event of a stream, as readers of `text/event-stream` see it: its data are JSON within a string."""
+    json_text = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    text = {"type": "string"}
+    return {"type": "object", "properties": {"data": json_text, "event": text, "id": text}, "required": ["data"]}
