@@ -15,6 +15,11 @@ GREEDY = {"temperature": 0}  # the package has no name for it any more, and send
 ANY_NAME = "claude-next"  # tools that know Anthropic's models alone send such a name
 
 
+def asked_tokens(answer: anthropic.types.Message) -> int:
+    """What was read of a cache is counted apart."""
+    return answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+
+
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[Anthropic]:
     with Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
@@ -41,7 +46,7 @@ async def test_the_async_client_is_told_the_same(server: RunningServer, model: s
 def test_tokens_are_counted_before_they_are_paid_for(client: Anthropic, model: str) -> None:
     counted = client.messages.count_tokens(model=model, messages=ASKED, system="Be brief.")
     answer = client.messages.create(model=model, messages=ASKED, system="Be brief.", max_tokens=1)
-    assert counted.input_tokens == answer.usage.input_tokens
+    assert counted.input_tokens == asked_tokens(answer)
     assert answer.stop_reason == "max_tokens"
 
 
@@ -57,6 +62,20 @@ def test_a_stream_says_what_a_whole_answer_says(client: Anthropic, model: str) -
 class City(BaseModel):
     is_capital: bool
     continent: Literal["Africa", "America", "Asia", "Europe"]
+
+
+@pytest.mark.proves("tools")
+def test_a_tool_is_used_and_its_result_goes_back(client: Anthropic, model: str) -> None:
+    tool = {"name": "look_up", "description": "Looks a city up.", "input_schema": City.model_json_schema()}
+    asked = {"model": model, "tools": [tool], "max_tokens": 80, "extra_body": GREEDY}
+    choice = {"type": "tool", "name": "look_up", "disable_parallel_tool_use": True}
+    answer = client.messages.create(messages=ASKED, tool_choice=choice, **asked)
+    (use,) = [block for block in answer.content if block.type == "tool_use"]
+    assert answer.stop_reason == "tool_use"
+    assert City(**use.input)
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "Paris"}]}
+    more = [*ASKED, {"role": "assistant", "content": answer.content}, result]
+    assert asked_tokens(client.messages.create(messages=more, **asked)) > asked_tokens(answer)
 
 
 @pytest.mark.proves("structured")

@@ -162,6 +162,14 @@ def test_a_call_comes_in_pieces_that_make_the_whole_one(client: OpenAI, model: s
     assert final.choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.proves("tools")
+def test_a_tool_is_called_in_a_response(client: OpenAI, model: str) -> None:
+    asked = {"input": ASKED[0]["content"], "tools": [{"type": "function", **LOOK_UP}], "tool_choice": "required"}
+    answer = client.responses.create(model=model, temperature=0, parallel_tool_calls=False, **asked)
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert call.name == "look_up"
+
+
 @pytest.mark.proves("structured")
 @pytest.mark.parametrize("is_beta", [False, True])
 def test_an_answer_is_parsed_into_a_model_of_pydantic(client: OpenAI, model: str, is_beta: bool) -> None:
