@@ -42,6 +42,7 @@ async def capabilities(request: Request) -> Response:
 def _model(model: ServedModel) -> dict[str, Any]:
     return {
         "id": model.name,
+        "adapters": [adapter.name for adapter in model.adapters.named],
         "family": model.card.family,
         "context_length": model.card.context_length,
         "vocab_size": model.card.vocab_size,

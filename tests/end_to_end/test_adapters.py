@@ -86,6 +86,8 @@ def test_adapters_named_at_the_start_are_models(server: RunningServer) -> None:
     assert [listed["org/blue"][field] for field in ("root", "parent")] == ["blue", "tiny"]
     for name, model in listed.items():
         assert httpx.get(f"{server.url}/v1/models/{name}", headers=KEY).json() == model
+    told = httpx.get(f"{server.url}/v1/capabilities", headers=KEY).json()["model"]
+    assert [told["id"], *told["adapters"]] == list(listed)
     assert httpx.get(f"{server.url}/v1/models/green", headers=KEY).status_code == 404
     answers = {name: complete(server, name) for name in (None, *listed)}
     told = {name: answer.json()["choices"] for name, answer in answers.items()}
