@@ -113,7 +113,8 @@ def _tell(finding: ErrorDetails) -> BadRequest:
     if teller is not None:
         code, message = teller(path or "", context, finding["input"])
         return BadRequest(message, param=path, code=code)
-    assert "message" in context, f"no words for {finding['type']}"
+    if "message" not in context:  # a kind without words of its own: a refusal all the same
+        return BadRequest(f"Invalid value for '{path or 'the request body'}'.", param=path, code="invalid_value")
     kind = UnsupportedParameter if finding["type"] == "unsupported_parameter" else BadRequest
     return kind(context["message"], param=path, code=finding["type"])
 
