@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: it is read where a kernel is defined
+# Triton kernels are interpreted, unless they are to be tested on a card, HEADRACE_TEST_DEVICE=cuda.
+if os.environ.get("HEADRACE_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: it is read where a kernel is defined
 
 
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """The kernels under test at every instruction-set level of this processor, and weights for them."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import gguf
 import pytest
@@ -42,9 +43,21 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels:
 
 
 @pytest.fixture
+def device() -> Iterator[torch.device]:
+    """Where Triton kernels are tested, and where the tensors lie that a test makes: see tests/conftest.py."""
+    with torch.device(os.environ.get("HEADRACE_TEST_DEVICE", "cpu")) as device:
+        yield device
+
+
+@pytest.fixture
 def make_weight() -> MakeWeight:
-    """A random matrix [rows, columns] in a format of GGUF or of safetensors."""
-    return random_weight
+    """A random matrix [rows, columns] in a format of GGUF or of safetensors, on the CPU as those of a checkpoint."""
+
+    def make(name: str, rows: int, columns: int) -> Weight:
+        with torch.device("cpu"):
+            return random_weight(name, rows, columns)
+
+    return make
 
 
 def random_weight(name: str, rows: int, columns: int) -> Weight:
