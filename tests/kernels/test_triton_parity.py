@@ -17,7 +17,7 @@ from torch import Tensor
 from model.kernels import Kernels
 from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
 from model.kernels.triton import TritonKernels
-from model.kernels.triton.attention import SPLIT, TILE
+from model.kernels.triton.attention import SPLIT
 from model.quantization import PackedTensor
 
 TOLERANCE = (
@@ -184,35 +184,6 @@ def test_attention_over_several_splits(device: torch.device, window: int | None)
     spans, held = spans_of(chunks, 800), cache(plain, 800, 2, 16)
     q_THd, shape = random(plain, spans[-1].last_row, 4, 16), AttentionShape(0.25, window, None)
     assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
-
-
-def alone(span: Span, row: int) -> Span:
-    return Span(0, 1, span.start + row - span.first_row, span.blocks)
-
-
-def test_a_rows_attention_does_not_depend_on_what_is_beside_it(pair: tuple[TritonKernels, Kernels]) -> None:
-    fast, plain = pair
-    spans, held = spans_of([(0, TILE + 3), (SPLIT - 1, 3), (300, 1)], 200), cache(plain, 200, 2, 16)
-    q_THd = random(plain, spans[-1].last_row, 4, 16)
-    for window in (None, 50):
-        shape = AttentionShape(0.25, window, None)
-        together = fast.attention(q_THd, held, spans, shape)
-        for span in spans:
-            for row in {span.first_row, (span.first_row + span.last_row) // 2, span.last_row - 1}:
-                single = fast.attention(q_THd[row : row + 1], held, [alone(span, row)], shape)
-                assert torch.equal(single[0], together[row])
-
-
-@pytest.mark.parametrize("form", ["F32", "Q4_1", "Q8_0"])
-def test_a_rows_product_does_not_depend_on_what_is_beside_it(
-    pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight, form: str
-) -> None:
-    fast, plain = pair
-    prepared = fast.prepare(make_weight(form, 40, 96))
-    x_TD = random(plain, 130, 96)
-    together = fast.linear(x_TD, prepared)
-    for row in (0, 63, 64, 129):
-        assert torch.equal(fast.linear(x_TD[row : row + 1], prepared)[0], together[row])
 
 
 def test_what_is_not_in_a_context_is_not_read(device: torch.device) -> None:
