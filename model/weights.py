@@ -1,7 +1,7 @@
 """The checkpoint's tensors under this model's names, handed out one by one until none is left."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from model.quantization import PackedTensor
 
 Matrix = Tensor | PackedTensor
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class WeightsError(ValueError):
@@ -20,11 +22,30 @@ class WeightsError(ValueError):
 class Source:
     """Where one of our tensors comes from: a name in the checkpoint, and how to read it.
 
-    `{}` in names stands for a layer, then an expert; `read` is also given the last of these numbers.
+    `{}` in names stands for a layer, then an expert; `read` is also given the last of these numbers. It gives a view,
+    so that what another rank holds is not read; `arrange` may copy, and is given whole heads only, as many as are ours.
     """
 
     name: str
     read: Callable[[Matrix, int], Matrix] = lambda matrix, _: matrix
+    arrange: Callable[[Matrix], Matrix] = lambda matrix: matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a tensor that is ours where several ranks share a model: some rows (dim 0) or columns (dim 1).
+
+    With a length of 0 it is a bias that another rank adds.
+    """
+
+    dim: int
+    start: int
+    length: int
+    whole: int  # what all ranks' parts are cut from
+
+    def uncut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What a part of this shape is cut from."""
+        return (*shape[: self.dim], self.whole, *shape[self.dim + 1 :])
 
 
 Names = dict[str, Source]  # our name -> source; the last part of both is "weight" or "bias"
@@ -39,7 +60,8 @@ class Weights:
     prefix: str = ""
     taken: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
-    on_take: Callable[[int], None] = lambda size: None  # told the bytes of each tensor that is taken
+    on_take: Callable[[int], None] = lambda size: None  # told the bytes of what is taken
+    cuts: Mapping[str, Cut] = field(default_factory=dict)  # by our names as in `Names`; what is absent is whole
 
     def below(self, name: str) -> "Weights":
         return replace(self, prefix=f"{self.prefix}{name}.")
@@ -48,19 +70,25 @@ class Weights:
         return self._locate(name)[0].name in self.tensors
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
-        """The tensor, packed or dense; a missing one is noted for `finish` and stood in for."""
+        """The tensor, packed or dense, or the part of it that is ours; `shape` is that part's.
+
+        A missing one is noted for `finish` and stood in for.
+        """
         source, number = self._locate(name)
         if source.name not in self.tensors:
             self.missing.append(source.name)
             return torch.empty(shape)
-        tensor = self.tensors[source.name]
-        if source.name not in self.taken:
-            self.taken.add(source.name)
-            self.on_take(tensor.nbytes)
-        matrix = source.read(tensor, number)
-        if tuple(matrix.shape) != shape:
-            raise WeightsError(f"tensor {source.name} has shape {tuple(matrix.shape)}, the configuration says {shape}")
-        return matrix
+        self.taken.add(source.name)
+        matrix = source.read(self.tensors[source.name], number)
+        cut = self.cuts.get(unnumbered(self.prefix + name))
+        whole = cut.uncut(shape) if cut else shape
+        if tuple(matrix.shape) != whole:
+            raise WeightsError(f"tensor {source.name} has shape {tuple(matrix.shape)}, the configuration says {whole}")
+        if cut and not cut.length:
+            return torch.zeros(shape)
+        own = source.arrange(matrix.narrow(cut.dim, cut.start, cut.length) if cut else matrix)
+        self.on_take(own.nbytes)
+        return own
 
     def vector(self, name: str, size: int) -> Tensor:
         """The tensor in fp32."""
@@ -78,9 +106,14 @@ class Weights:
 
     def _locate(self, name: str) -> tuple[Source, int]:
         full = self.prefix + name
-        numbers = re.findall(r"(?<=\.)\d+(?=\.)", full)
-        source = self.names.get(re.sub(r"(?<=\.)\d+(?=\.)", "{}", full), Source(full))
-        return Source(source.name.format(*numbers), source.read), int(numbers[-1]) if numbers else 0
+        numbers = _NUMBER.findall(full)
+        source = self.names.get(unnumbered(full), Source(full))
+        return replace(source, name=source.name.format(*numbers)), int(numbers[-1]) if numbers else 0
+
+
+def unnumbered(name: str) -> str:
+    """A tensor's name with `{}` for its layer and expert."""
+    return _NUMBER.sub("{}", name)
 
 
 def _abridged(names: list[str], limit: int = 8) -> str:

@@ -85,10 +85,10 @@ def _llama(fields: _Fields, tensor_names: Set[str]) -> tuple[ModelConfig, Names]
     windows = _windows(fields, lambda layer: True) if fields.get("attention.sliding_window") else ()
     config = _decoder(fields, tensor_names, experts=experts, windows=windows)
     names = _names(_ATTENTION | _NORMS | _MLP) | _expert_names(experts)
-    for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
+    for name in ("q", "k"):
         for last in ("weight", "bias"):
             ours = f"layers.{{}}.attention.{name}.{last}"
-            names[ours] = Source(names[ours].name, partial(_half_rotated, heads))
+            names[ours] = Source(names[ours].name, arrange=partial(_half_rotated, config.head_dim))
     return config, names
 
 
@@ -208,20 +208,16 @@ def _scaling(fields: _Fields) -> RopeScaling | None:
             raise UnsupportedModel(f"rope.scaling.type {other!r} is not supported")
 
 
-def _half_rotated(heads: int, matrix: Matrix, _: int) -> Matrix:
+def _half_rotated(head_dim: int, matrix: Matrix) -> Matrix:
     """Undoes the converter's order: within a head, row 2i + j there is row i + j * d/2 here, packed or not."""
-    order = torch.arange(matrix.shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
-    return _rows(matrix, order)
+    order = torch.arange(matrix.shape[0]).view(-1, head_dim // 2, 2).transpose(1, 2).flatten()
+    return matrix.select_rows(order) if isinstance(matrix, PackedTensor) else matrix[order]
 
 
 def _third(index: int, matrix: Matrix, _: int) -> Matrix:
     """Queries, keys and values lie one below the other in one matrix."""
     rows = matrix.shape[0] // 3
-    return _rows(matrix, torch.arange(index * rows, (index + 1) * rows))
-
-
-def _rows(matrix: Matrix, order: torch.Tensor) -> Matrix:
-    return matrix.select_rows(order) if isinstance(matrix, PackedTensor) else matrix[order]
+    return matrix.narrow(0, index * rows, rows)
 
 
 def _expert(count: int, matrix: Matrix, index: int) -> Matrix:

@@ -45,6 +45,15 @@ class PackedTensor:
         """The rows that `index` (integer [n]) names, in its order, copied out of `data`."""
         return PackedTensor(self.format, (len(index), self.shape[1]), self.data[index])
 
+    def narrow(self, dim: int, start: int, length: int) -> "PackedTensor":
+        """A view of some rows (dim 0) or columns (dim 1). Raises ValueError where the columns are no whole blocks."""
+        shape = (length, self.shape[1]) if dim == 0 else (self.shape[0], length)
+        if dim == 1 and (start % self.format.block_size or length % self.format.block_size):
+            raise ValueError(f"columns {start} to {start + length} are no whole blocks of {self.format.name}")
+        if dim == 1:
+            start, length = self.format.row_bytes(start), self.format.row_bytes(length)
+        return PackedTensor(self.format, shape, self.data.narrow(dim, start, length))
+
     def split(self, parts: int) -> list["PackedTensor"]:
         """`parts` views of equally many rows each: the experts of a stacked tensor."""
         rows, columns = self.shape

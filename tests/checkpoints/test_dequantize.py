@@ -83,3 +83,17 @@ def test_stacked_experts_split_into_views() -> None:
     assert [expert.shape for expert in experts] == [(4, 64)] * 3
     assert torch.equal(torch.cat([expert.dequantize() for expert in experts]), packed.dequantize())
     assert experts[1].data.data_ptr() == packed.data[4].data_ptr()
+
+
+@pytest.mark.parametrize("form", Format, ids=lambda form: form.name)
+def test_a_part_expands_to_that_part_of_the_whole(form: Format) -> None:
+    packed = PackedTensor(form, (8, 1024), torch.from_numpy(random_bytes(form, 8, 1024)))
+    part = packed.narrow(0, 2, 5).narrow(1, 256, 512)
+    assert part.data.untyped_storage().data_ptr() == packed.data.untyped_storage().data_ptr()
+    assert torch.equal(part.dequantize(), packed.dequantize()[2:7, 256:768])
+
+
+def test_columns_are_cut_at_whole_blocks_only() -> None:
+    packed = PackedTensor(Format.Q4_K, (8, 1024), torch.from_numpy(random_bytes(Format.Q4_K, 8, 1024)))
+    with pytest.raises(ValueError, match="columns 0 to 128 are no whole blocks of Q4_K"):
+        packed.narrow(1, 0, 128)
