@@ -31,6 +31,8 @@ def read_adapter(path: Path, transformer: Transformer) -> Adapter:
 
     It takes as long as reading and repacking the weights does, and touches nothing that a step uses.
     """
+    if transformer.ranks.size > 1:
+        raise CheckpointError(path, "adapters are not shared among ranks: they need tensor-parallel 1")
     folder = read_adapter_folder(path)
     try:
         updates = _by_part(folder, transformer)

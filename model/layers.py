@@ -10,6 +10,7 @@ from model.config import ModelConfig, Norm, NormPlace
 from model.kernels import Kernels
 from model.kernels.reference import AttentionShape, LayerCache, Span
 from model.linear import Adapted, Linear
+from model.parallel import Ranks
 from model.weights import Weights
 
 # Shapes: T rows of the step, D model width, H query heads, G KV heads, d head size
@@ -90,33 +91,46 @@ class Mlp:
 
 
 class Residual:
-    """The norms and the addition around a sublayer, in the order that the model's `norm_place` says."""
+    """The norms and the addition around a sublayer, in the order that the model's `norm_place` says.
 
-    def __init__(self, weights: Weights, name: str, config: ModelConfig, kernels: Kernels) -> None:
+    Of the sublayer each rank computes a part.
+    """
+
+    def __init__(self, weights: Weights, name: str, config: ModelConfig, kernels: Kernels, ranks: Ranks) -> None:
         def norm(place: str) -> NormLayer:
             return NormLayer(weights.below(f"{name}_{place}"), config.dim, config, kernels)
 
         self.kernels = kernels
+        self.ranks = ranks
         self.place = config.norm_place
         self.norm = norm("norm")
         self.output_norm = norm("output_norm") if self.place is NormPlace.SANDWICH else None
 
     def __call__(self, x_TD: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.place is NormPlace.POST:
-            return self.norm(self.kernels.add(x_TD, sublayer(x_TD)))
-        y_TD = sublayer(self.norm(x_TD))
+            return self.norm(self.kernels.add(x_TD, self.ranks.sum(sublayer(x_TD))))
+        y_TD = self.ranks.sum(sublayer(self.norm(x_TD)))
         return self.kernels.add(x_TD, self.output_norm(y_TD) if self.output_norm else y_TD)
 
 
 class Embedding:
-    """Token ids to vectors; the same matrix may serve as the head."""
+    """Token ids to vectors; the same matrix may serve as the head. A rank has some words' rows."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, kernels: Kernels, ranks: Ranks) -> None:
         self.kernels = kernels
-        self.weight = kernels.prepare(weights.matrix("embedding.weight", (config.vocab_size, config.dim)))
+        self.ranks = ranks
+        self.words = ranks.piece(config.vocab_size)
+        self.weight = kernels.prepare(weights.matrix("embedding.weight", (len(self.words), config.dim)))
         # Gemma multiplies by the scale rounded to the weights' precision; in fp32 that is the scale itself.
         self.scale = torch.tensor(config.embedding_scale).to(kernels.dtype).item()
 
     def __call__(self, ids_T: Tensor) -> Tensor:
-        x_TD = self.kernels.embed(ids_T, self.weight)
+        x_TD = self.kernels.embed(ids_T, self.weight) if self.ranks.size == 1 else self._shared(ids_T)
         return x_TD if self.scale == 1.0 else self.kernels.scale(x_TD, self.scale)
+
+    def _shared(self, ids_T: Tensor) -> Tensor:
+        """Each row from the rank that has it: the others add zeros."""
+        places_T = ids_T - self.words.start
+        is_own = (places_T >= 0) & (places_T < len(self.words))
+        x_TD = self.kernels.embed(torch.where(is_own, places_T, 0), self.weight)
+        return self.ranks.sum(torch.where(is_own[:, None], x_TD, 0.0))

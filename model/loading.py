@@ -14,10 +14,12 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.sources import locate
 from model.config import ModelConfig
 from model.families import Description, describe
-from model.kernels import Kernels, select
+from model.kernels import Kernels, available_cores, select
 from model.kv_cache import KVCache
 from model.memory import MemoryPlan, StepLimits, free_memory, plan
+from model.parallel import ALONE, Ranks
 from model.runner import Runner
+from model.shares import Share, share
 from model.transformer import Transformer
 from model.weights import Weights
 
@@ -67,10 +69,16 @@ class OpenModel:
     checkpoint: Checkpoint
     description: Description
     kernels: Kernels
+    ranks: Ranks = ALONE
 
     @property
     def config(self) -> ModelConfig:
         return self.description.config
+
+    @property
+    def kernels_name(self) -> str:
+        """Sums over ranks have other bits, so they have another name."""
+        return self.kernels.name if self.ranks.size == 1 else f"{self.kernels.name}+tp{self.ranks.size}"
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -86,16 +94,26 @@ class OpenModel:
         return hashlib.sha256(f"{self.config}{sample_digest(self.checkpoint)}".encode()).hexdigest()
 
     def plan(self) -> MemoryPlan:
-        """What loading it would take, from what is free now. Raises NotEnoughMemory."""
-        kernels = self.kernels
-        weights = sum(kernels.prepared_bytes(info.shape, info.dtype) for info in self.checkpoint.infos)
-        limits = StepLimits(self.request.step_tokens, self.request.max_sequences, self.config.context_length)
-        free = free_memory(kernels.device)
-        return plan(self.config, weights, free, limits, kernels.device, self.kv_dtype, self.request.kv_memory)
+        """What loading this rank's part would take, from what is free now. Raises NotEnoughMemory, or ValueError.
+
+        All ranks have as many blocks as the one with the least room, and none begins to load before all have looked.
+        """
+        kernels, own, infos = self.kernels, self.share(), self.checkpoint.infos
+        weights = sum(own.portion(info.name, kernels.prepared_bytes(info.shape, info.dtype)) for info in infos)
+        request = self.request
+        limits = StepLimits(request.step_tokens, request.max_sequences, self.config.context_length, self.ranks.size)
+        takers = self.ranks.local_size if kernels.device.type == "cpu" else 1  # a card is one rank's
+        free = free_memory(kernels.device) // takers
+        planned = plan(own.config, weights, free, limits, kernels.device, self.kv_dtype, request.kv_memory)
+        return replace(planned, num_blocks=self.ranks.least(planned.num_blocks))
+
+    def share(self) -> Share:
+        """The part that is this rank's. Raises ValueError where the model has none for it."""
+        return share(self.description, self.checkpoint.infos, self.ranks)
 
 
-def open_model(request: Request, report: Report) -> OpenModel:
-    """Raises CheckpointError, or ValueError with one line for people."""
+def open_model(request: Request, report: Report, ranks: Ranks = ALONE) -> OpenModel:
+    """Finds it and reads its header. Raises CheckpointError, or ValueError with one line for people."""
     path = locate(request.model, report)
     checkpoint = open_checkpoint(path)
     try:
@@ -108,33 +126,42 @@ def open_model(request: Request, report: Report) -> OpenModel:
             raise ValueError(f"context-length {request.context_length} is beyond the model's own {longest} tokens")
         config = replace(description.config, context_length=request.context_length)
         description = replace(description, config=config)
-    device = _device(request.device)
-    kernels = select(device, _dtype(request.dtype, device), request.activations, request.threads)
-    return OpenModel(request, checkpoint, description, kernels)
+    device = _device(request.device, ranks)
+    threads = max(1, (request.threads or available_cores()) // ranks.local_size)
+    kernels = select(device, _dtype(request.dtype, device), request.activations, threads)
+    return OpenModel(request, checkpoint, description, kernels, ranks)
 
 
 def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
     """Reads the weights, reserves the cache and runs the largest step once. Raises CheckpointError."""
-    progress = _Progress(report, "loading weights", sum(info.nbytes for info in model.checkpoint.infos))
-    weights = Weights(dict(model.checkpoint.tensors()), model.description.names, on_take=progress.add)
+    own = model.share()
+    total = sum(own.portion(info.name, info.nbytes) for info in model.checkpoint.infos)
+    progress = _Progress(report, "loading weights", total)
+    names, tensors = model.description.names, dict(model.checkpoint.tensors())
+    weights = Weights(tensors, names, on_take=progress.add, cuts=own.cuts)
     try:
-        transformer = Transformer(model.config, weights, model.kernels)
+        transformer = Transformer(own.config, weights, model.kernels, model.ranks)
         weights.finish(model.description.ignorable)
     except ValueError as error:
         raise CheckpointError(model.checkpoint.path, str(error)) from error
-    cache = KVCache(model.config, memory.num_blocks, model.kv_dtype, model.kernels.device)
+    cache = KVCache(own.config, memory.num_blocks, model.kv_dtype, model.kernels.device)
     runner = Runner(transformer, cache)
     report("warming up", 0, 0)
     runner.warm_up(min(model.request.step_tokens, model.config.context_length))
     return runner
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Ranks) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, and torch finds no CUDA device")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local_size > torch.cuda.device_count():
+        raise ValueError(f"tensor-parallel: {ranks.local_size} ranks take a card each, and there are fewer")
+    if ranks.size == 1:
+        return torch.device("cuda")
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -47,11 +47,12 @@ class MemoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """The largest step: so many rows, of which so many sample, the longest context being so long."""
+    """The largest step: so many rows, of which so many sample, the longest context being so long, on so many ranks."""
 
     step_tokens: int
     max_sequences: int
     context_length: int
+    ranks: int = 1
 
 
 def plan(
@@ -84,7 +85,8 @@ def step_bytes(config: ModelConfig, limits: StepLimits) -> int:
     """An upper estimate of what the largest step allocates at its widest moment, in fp32."""
     heads = config.num_heads + 2 * config.num_kv_heads
     hidden = config.hidden_dim if config.experts is None else config.experts.hidden_dim * config.experts.per_token
-    rows = limits.step_tokens * (4 * config.dim + 2 * heads * config.head_dim + 4 * hidden)
+    widths = 4 + 2 * (limits.ranks - 1)  # what the other ranks have computed, as it came and in fp32
+    rows = limits.step_tokens * (widths * config.dim + 2 * heads * config.head_dim + 4 * hidden)
     scores = 3 * config.num_heads * limits.step_tokens * limits.context_length
     logits = 3 * min(max(limits.max_sequences, ROWS_AT_ONCE), limits.step_tokens) * config.vocab_size
     return 4 * (rows + scores + logits)

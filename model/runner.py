@@ -68,8 +68,13 @@ class Runner:
 
     @torch.inference_mode()
     def _record(self, largest: Batch) -> None:
-        """A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later."""
+        """A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later.
+
+        What passes between ranks cannot be recorded.
+        """
         kernels = self.transformer.kernels
+        if self.transformer.ranks.size > 1:
+            return
         inputs = pack(largest, kernels.device)
         replay = kernels.record(self._forward, self.transformer.rows(inputs), inputs.spans)
         if replay is None:

@@ -14,6 +14,7 @@ from model.kernels.reference import Prepared, Span
 from model.kv_cache import KVCache
 from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
 from model.linear import Adapted, Linear
+from model.parallel import ALONE, Ranks
 from model.positions import Rotary, sinusoids
 from model.weights import Weights
 
@@ -23,15 +24,15 @@ from model.weights import Weights
 class Layer:
     """Attention, then the MLP, each with its residual."""
 
-    def __init__(self, weights: Weights, index: int, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, index: int, config: ModelConfig, kernels: Kernels, ranks: Ranks) -> None:
         self.attention = Attention(weights.below("attention"), index, config, kernels)
-        self.around_attention = Residual(weights, "attention", config, kernels)
+        self.around_attention = Residual(weights, "attention", config, kernels, ranks)
         self.mlp: Mlp | MixtureOfExperts = (
             MixtureOfExperts(weights.below("mlp"), config.experts, config, kernels)
             if config.experts
             else Mlp(weights.below("mlp"), config.hidden_dim, config, kernels)
         )
-        self.around_mlp = Residual(weights, "mlp", config, kernels)
+        self.around_mlp = Residual(weights, "mlp", config, kernels, ranks)
 
     def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
         x_TD = self.around_attention(x_TD, lambda x: self.attention(x, inputs))
@@ -45,18 +46,24 @@ class Layer:
 
 
 class Transformer:
-    """A decoder-only Transformer ("Attention Is All You Need" without the encoder, and what has come since)."""
+    """A decoder-only Transformer ("Attention Is All You Need" without the encoder, and what has come since).
 
-    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels) -> None:
+    Where several ranks share it, `config` and `weights` are of this one's heads and width.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels, ranks: Ranks = ALONE) -> None:
         self.config = config
         self.kernels = kernels
-        self.embedding = Embedding(weights, config, kernels)
+        self.ranks = ranks
+        self.embedding = Embedding(weights, config, kernels, ranks)
         self.learned_positions = self._learned_positions(weights)
         self.rotaries = self._rotaries(weights)
-        self.layers = [Layer(weights.below(f"layers.{i}"), i, config, kernels) for i in range(config.num_layers)]
+        self.layers = [Layer(weights.below(f"layers.{i}"), i, config, kernels, ranks) for i in range(config.num_layers)]
         is_normed = config.norm_place is NormPlace.POST
         self.norm = None if is_normed else NormLayer(weights.below("norm"), config.dim, config, kernels)
-        self.head = None if config.tied_head else Linear(weights, {"head": config.vocab_size}, config.dim, kernels)
+        self.head = (
+            None if config.tied_head else Linear(weights, {"head": len(self.embedding.words)}, config.dim, kernels)
+        )
 
     def __call__(self, inputs: Inputs, cache: KVCache) -> Tensor:
         """Stores the keys and values of every row and gives the last layer's hidden states [T, D]."""
@@ -86,7 +93,7 @@ class Transformer:
     def logits(self, x_TD: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the token after each row, fp32 [T, V]."""
         logits = self.head(x_TD) if self.head else self.kernels.linear(x_TD, self.embedding.weight)
-        logits = logits.float()
+        logits = self.ranks.gather(logits.float(), self.config.vocab_size)
         cap = self.config.logits_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 import torch
 
 from model.kernels import cpu
+from model.kernels.cpu import available_cores
 from model.kernels.reference import Kernels
 
-__all__ = ["Kernels", "select"]
+__all__ = ["Kernels", "available_cores", "select"]
 
 
 def select(device: torch.device, dtype: torch.dtype, activations: str = "int16", threads: int | None = None) -> Kernels:
@@ -20,7 +21,7 @@ def select(device: torch.device, dtype: torch.dtype, activations: str = "int16",
     if fast is None and activations != "int16":
         raise ValueError(f"activations {activations} needs the C++ kernels, which compute in float32 on a CPU")
     # What fast kernels leave to torch is too small to share out, and its threads would fight theirs for the cores.
-    torch.set_num_threads(1 if fast else threads or cpu.available_cores())
+    torch.set_num_threads(1 if fast else threads or available_cores())
     return fast or _gpu(device, dtype) or Kernels(device, dtype)
 
 

@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 from gguf import GGMLQuantizationType as Type
 from random_adapters import shapes_of, write_adapter
+from rank_threads import agree
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -301,6 +302,11 @@ def gguf_name(name: str) -> str:
 def round_to(form: Type, matrix: Tensor) -> Tensor:
     packed = gguf.quants.quantize(np.ascontiguousarray(matrix.numpy()), form)
     return torch.from_numpy(gguf.quants.dequantize(packed, form)).view(matrix.shape)
+
+
+@pytest.mark.parametrize("name", ["llama with biases", "mixtral", "qwen3", "gpt2"])
+def test_ranks_say_together_what_one_says(name: str, tmp_path: Path, lively: Any) -> None:
+    agree(convert(lively(MODELS[name]()), tmp_path, mixed), sizes=(2,))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
