@@ -35,6 +35,9 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="what the KV cache holds; auto means int16 for the C++ kernels, else what is computed in"),
     ] = "auto"
     threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, le=64, description="processes that share the model, each with a card or some of the threads")
+    ] = 1
 
 
 class EngineOptions(ModelOptions, frozen=True, kw_only=True):

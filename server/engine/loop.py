@@ -18,12 +18,14 @@ from model.checkpoints.errors import CheckpointError
 from model.kv_cache import BLOCK_SIZE
 from model.loading import OpenModel, Report, Request, load, open_model
 from model.memory import MemoryPlan
+from model.parallel import ALONE, RankLost, Ranks
 from model.runner import Runner
 from server.config import EngineOptions
 from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
 from server.engine.constraint import Constraints
 from server.engine.drafting import DRAFTED_TOKENS
+from server.engine.followers import Followers
 from server.engine.messages import (
     STACKS_SIGNAL,
     AdapterLoaded,
@@ -60,9 +62,16 @@ class Loop:
     """One step after the other for as long as there is work; asleep in the inbox otherwise."""
 
     def __init__(
-        self, connection: socket.socket, runner: Runner, scheduler: Scheduler, admission: Admission, check: bool
+        self,
+        connection: socket.socket,
+        runner: Runner,
+        scheduler: Scheduler,
+        admission: Admission,
+        check: bool,
+        followers: Followers | None = None,
     ) -> None:
         self.connection = connection
+        self.followers = followers
         self.inbox: Inbox[ToEngine] = Inbox(connection, ToEngine)
         self.runner = runner
         self.scheduler = scheduler
@@ -149,9 +158,13 @@ class Loop:
         That is exact: a chunk's result does not depend on its neighbours, and computing it twice writes the same
         keys and values to the same places.
         """
+        if self.followers:
+            self.followers.tell(batch)
         try:
             result = self.runner.run(batch)
         except Exception:
+            if self.followers:  # they are elsewhere in the step by now
+                raise
             traceback.print_exc()
             alone = [self._compute_alone(chunk) for chunk in batch.chunks]
             findings = {place: result.findings[0] for place, result in enumerate(alone) if result.findings}
@@ -202,23 +215,28 @@ class _Reporter:
         self.connection.sendall(frame(Progress(stage, done, total, "bytes")))
 
 
-def open_for(options: EngineOptions, report: Report) -> OpenModel:
+def open_for(options: EngineOptions, report: Report, ranks: Ranks = ALONE) -> OpenModel:
     """Finds the model that the options name and reads its header."""
     wanted = {field: getattr(options, field) for field in Request.__dataclass_fields__}
-    return open_model(Request(**wanted), report)
+    return open_model(Request(**wanted), report, ranks)
 
 
 def plan(options: EngineOptions, report: Report) -> str:
-    """The memory plan, for people, from the header alone."""
-    return str(open_for(options, report).plan())
+    """The memory plan, for people, from the header alone: of several ranks on this machine, the largest one's."""
+    size = options.tensor_parallel
+    places = [Ranks(rank, size, rank, size) for rank in range(size)]
+    largest = max((open_for(options, report, place).plan() for place in places), key=lambda plan: plan.weights)
+    return f"{largest}\non each of {size} ranks, at most" if size > 1 else str(largest)
 
 
 def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None:
     """Loads, says that it is ready, and works until the API process is gone."""
     report = _Reporter(connection)
-    model = open_for(options, report)
+    followers = Followers(options)
+    model = open_for(options, report, followers.ranks)
     card = card_of(model)
     _send(connection, card)
+    model = followers.gather(model, lambda reason: _send(connection, Failed(reason)))
     memory = model.plan()
     runner = load(model, memory, report)
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
@@ -226,7 +244,8 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     limits = Limits(options.max_sequences, options.step_tokens, drafted_tokens, model.config.context_rate)
     scheduler = Scheduler(limits, pool)
     _send(connection, _ready(model, memory, runner.largest_step_s))
-    Loop(connection, runner, scheduler, Admission(Constraints(card)), options.check_invariants).run()
+    Loop(connection, runner, scheduler, Admission(Constraints(card)), options.check_invariants, followers).run()
+    followers.leave()
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:
@@ -253,7 +272,7 @@ def _ready(model: OpenModel, memory: MemoryPlan, step_seconds: float) -> Ready:
         device=str(model.kernels.device),
         dtype=str(model.kernels.dtype).removeprefix("torch."),
         kv_dtype=str(model.kv_dtype).removeprefix("torch."),
-        kernels=model.kernels.name,
+        kernels=model.kernels_name,
         is_exact=model.kernels.is_exact,
         weights=model.digest(),
         block_size=BLOCK_SIZE,
@@ -288,6 +307,9 @@ def main(load: Load = load) -> int:
     except START_ERRORS as error:
         _send(connection, Failed(" ".join(str(error).split())))
         return 1
+    except RankLost as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        os._exit(1)  # at once: what torch would end in order waits for the one that is gone
     return 0
 
 
