@@ -38,10 +38,11 @@ class Runner:
         hidden = self._hidden(inputs)
         told = self._read(batch, inputs, hidden)
         logits = self.transformer.logits(hidden[inputs.sampled_rows])
-        best = iter(self.transformer.kernels.argmax(logits).tolist())
+        kernels = self.transformer.kernels
+        best = iter(kernels.argmax(logits).tolist())
         counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
         rows = zip(logits.split_with_sizes(counts), counts, batch.chunks, strict=True)
-        samples = [choose_run(chunk_rows, list(islice(best, n)), chunk) for chunk_rows, n, chunk in rows]
+        samples = [choose_run(chunk_rows, list(islice(best, n)), chunk, kernels) for chunk_rows, n, chunk in rows]
         return _joined(samples, told)
 
     def _read(self, batch: Batch, inputs: Inputs, hidden: Tensor) -> dict[int, Finding | str]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.drawing import Draws, draw
 from model.quantization import PackedTensor
 
 SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
@@ -204,6 +205,19 @@ class Kernels:
         """Of each row the column of the largest number, the first of equals; -1 where one is not finite. int64 [T]."""
         is_finite = torch.isfinite(logits_TV).all(-1)
         return torch.where(is_finite, logits_TV.argmax(-1), -1)
+
+    def draw(self, logits_SV: Tensor, draws: Draws, allowed_SV: Tensor | None = None) -> Tensor:
+        """The token that each row of fp32 logits chooses among those allowed (bool; all by default). int64 [S].
+
+        -1 where a logit is not finite, allowed or not, and where none is allowed. See `drawing.py`.
+        """
+        best_S = self.argmax(logits_SV)
+        if allowed_SV is not None:
+            logits_SV = torch.where(allowed_SV, logits_SV, -torch.inf)
+            best_S = torch.where((best_S >= 0) & allowed_SV.any(-1), logits_SV.argmax(-1), -1)
+        rows = zip(logits_SV, best_S.tolist(), draws.rows(), strict=True)
+        ids = [best if best < 0 or how.temperature == 0.0 else draw(row, how) for row, best, how in rows]
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
 
 def _quantize(x_TGd: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

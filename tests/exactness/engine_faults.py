@@ -15,10 +15,11 @@ import model.runner as runner_room
 import model.sampling as sampling_room
 from model.batch import Batch, Chunk, Sample, Sampling, StepResult
 from model.inputs import Inputs, pack
+from model.kernels import drawing
 from model.kernels.cpu import CpuKernels
+from model.kernels.philox import uniform
 from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span
 from model.kv_cache import BLOCK_SIZE
-from model.philox import uniform
 from model.runner import Runner
 from model.transformer import Transformer
 from server.engine.block_pool import BlockPool, Prefix
@@ -151,22 +152,22 @@ def samples_are_kept_for_the_next_who_asks_the_same(patch: Patch) -> None:
 
 def draws_go_on_where_the_last_one_ended(patch: Patch) -> None:
     state = random.Random(0)
-    patch.setattr(sampling_room, "uniform", lambda seed, position: state.random())
+    patch.setattr(drawing, "uniform", lambda seed, position: state.random())
 
 
 def draws_hang_on_the_process(patch: Patch) -> None:
-    patch.setattr(sampling_room, "uniform", lambda seed, position: uniform(seed ^ os.getpid(), position))
+    patch.setattr(drawing, "uniform", lambda seed, position: uniform(seed ^ os.getpid(), position))
 
 
 def draws_are_coarse(patch: Patch) -> None:
-    patch.setattr(sampling_room, "uniform", lambda seed, position: uniform(seed, position) // 0.05 * 0.05)
+    patch.setattr(drawing, "uniform", lambda seed, position: uniform(seed, position) // 0.05 * 0.05)
 
 
 def drafts_are_taken_on_trust(patch: Patch) -> None:
     plain = sampling_room.choose_run
 
-    def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk) -> list[Sample] | str:
-        samples = plain(logits_SV, best_S, chunk)
+    def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk, kernels: Kernels) -> list[Sample] | str:
+        samples = plain(logits_SV, best_S, chunk, kernels)
         assert not isinstance(samples, str)
         return [*(Sample(draft, samples[0].logprobs) for draft in chunk.drafts), samples[-1]]
 
@@ -199,8 +200,8 @@ def a_resumed_answer_begins_its_grammar_anew(patch: Patch) -> None:
 
 
 def top_k_keeps_one_more(patch: Patch) -> None:
-    plain = sampling_room._likeliest
-    patch.setattr(sampling_room, "_likeliest", lambda values, count: plain(values, count + 1))
+    plain = drawing.likeliest
+    patch.setattr(drawing, "likeliest", lambda values, count: plain(values, count + 1))
 
 
 def logprobs_are_of_other_logits(patch: Patch) -> None:

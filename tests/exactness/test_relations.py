@@ -26,6 +26,7 @@ from support import CHAT_TEMPLATE, byte_tokenizer
 
 from model.batch import Batch, Chunk, Sample, Sampling
 from model.inputs import pack
+from model.kernels import Kernels
 from model.sampling import choose
 from server.engine.constraint import Constraint
 from server.engine.journal import Journal
@@ -213,10 +214,11 @@ def test_m11_the_limits_of_every_sampler(model: Model) -> None:
 )
 @torch.inference_mode()
 def test_m12_draws_follow_the_distribution_and_stay_within_the_mask(sampling: Sampling) -> None:
+    kernels = Kernels(torch.device("cpu"), torch.float32)
     draws, logits = 20_000, torch.tensor([1.2, -0.7, 2.1, 0.4, 2.0, -1.9, 0.9, 1.6])
     counts = np.zeros(len(logits))
     for position in range(draws):
-        sample = choose(logits, 2, Chunk([], 0, position, [], 0, sampling))
+        sample = choose(logits, 2, Chunk([], 0, position, [], 0, sampling), None, kernels)
         assert isinstance(sample, Sample)
         counts[sample.token] += 1
     weights = np.exp(logits.double().numpy() / sampling.temperature)

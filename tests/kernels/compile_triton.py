@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.kernels.triton import attention, matmul, rows
+from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.kernels import NUMBERS, TILE_COLUMNS, TILE_OUT, TILE_ROWS
 
 TILES = {"TILE_ROWS": TILE_ROWS, "TILE_OUT": TILE_OUT, "TILE_COLUMNS": TILE_COLUMNS}
@@ -29,7 +29,7 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (rows.store, {"HEAD_DIM": 128, "POSITIONS": 16, "BLOCK": 128}),
     *((rows.activate, {"ACTIVATION": name, "BLOCK": NUMBERS}) for name in ("relu", "gelu", "gelu_tanh", "silu")),
     (rows.gate, {"ACTIVATION": "silu", "BLOCK": NUMBERS}),
-    (rows.argmax, {"BLOCK": NUMBERS}),
+    (drawing.argmax, {"BLOCK": drawing.BLOCK}),
     (matmul.dense, {"HAS_BIAS": True, **TILES}),
     *((matmul.packed, {"BITS": bits, "HAS_MINIMA": bits == 4, "HAS_BIAS": False, **TILES}) for bits in (4, 8)),
     *((matmul.embed, {"BITS": bits, "HAS_MINIMA": bits == 4, "COLUMNS": NUMBERS}) for bits in (4, 8)),
@@ -58,7 +58,7 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
             types[name] = "constexpr"
         elif name == "codes_ptr":
             types[name] = "*u8" if constants["BITS"] == 4 else "*i8"
-        elif (kernel, name) in ((rows.layer_norm, "bias_ptr"), (rows.argmax, "x_ptr")):
+        elif (kernel, name) in ((rows.layer_norm, "bias_ptr"), (drawing.argmax, "x_ptr")):
             types[name] = "*fp32"
         elif name.endswith("_ptr"):
             types[name] = POINTERS.get(name, "*bf16")

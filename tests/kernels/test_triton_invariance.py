@@ -5,6 +5,7 @@ that a card chooses by the batch, show on a card alone (HEADRACE_TEST_DEVICE=cud
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import triton
 from torch import Tensor
 
 from model.kernels import Kernels
+from model.kernels.drawing import Draw, Draws
 from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
 from model.kernels.triton import TritonKernels
 from model.kernels.triton.attention import SPLIT, TILE
@@ -45,7 +47,9 @@ def products(kernels: TritonKernels, make_weight: MakeWeight) -> dict[str, Opera
 def row_by_row(kernels: TritonKernels) -> dict[str, Operation]:
     x_TD, weight, bias = torch.randn(ROWS, 100).to(kernels.dtype) * 3, torch.randn(100), torch.randn(100)
     q_THd, angles = torch.randn(ROWS, 3, 24).to(kernels.dtype), torch.rand(ROWS, 12)
-    logits = torch.randn(ROWS, 2500)
+    logits, allowed = torch.randn(ROWS, 600), torch.rand(ROWS, 600) < 0.5
+    kinds = [Draw(0.0)] * 6 + [Draw(1.0, top_p=0.9, top_k=40), Draw(1.0), Draw(1.0, top_p=0.5)]
+    how = [replace(kinds[row % len(kinds)], position=row) for row in range(ROWS)]
     return {
         "rms_norm": lambda rows: kernels.rms_norm(x_TD[rows], weight, 1e-5),
         "layer_norm": lambda rows: kernels.layer_norm(x_TD[rows], weight, bias, 1e-5),
@@ -53,6 +57,7 @@ def row_by_row(kernels: TritonKernels) -> dict[str, Operation]:
         "activate": lambda rows: kernels.activate(x_TD[rows], "gelu"),
         "gate": lambda rows: kernels.gate(x_TD[rows], "silu"),
         "argmax": lambda rows: kernels.argmax(logits[rows]),
+        "draw": lambda rows: kernels.draw(logits[rows], Draws.of(how[rows], kernels.device), allowed[rows]),
     }
 
 

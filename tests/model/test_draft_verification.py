@@ -120,7 +120,8 @@ def test_tokens_are_the_same_on_the_reference_kernels(plain: Runner, name: str) 
 
 
 def choose_run(rows: Tensor, chunk: Chunk) -> list[Sample] | str:
-    return choose_knowing(rows, Kernels(CPU, torch.float32).argmax(rows).tolist(), chunk)
+    kernels = Kernels(CPU, torch.float32)
+    return choose_knowing(rows, kernels.argmax(rows).tolist(), chunk, kernels)
 
 
 def test_penalties_see_the_drafts_before_them() -> None:

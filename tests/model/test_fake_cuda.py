@@ -22,11 +22,12 @@ from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope,
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs, pack
 from model.kernels import Kernels
+from model.kernels.drawing import weights
 from model.kv_cache import KVCache
 from model.quantization import Format, PackedTensor
 from model.restriction import allowed
 from model.runner import Runner
-from model.sampling import _adjust, _weights
+from model.sampling import _adjust
 from model.transformer import Transformer
 
 CUDA = torch.device("cuda", 0)
@@ -133,12 +134,12 @@ def test_a_step_stays_on_the_device(config: ModelConfig, is_packed: bool) -> Non
 def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def choose(logits_V: Tensor, best: int, chunk: Chunk, mask: bytes | None) -> Sample:
+    def choose(logits_V: Tensor, best: int, chunk: Chunk, mask: bytes | None, kernels: Kernels) -> Sample:
         assert chunk.sampling is not None
         adjusted = _adjust(logits_V, chunk, chunk.sampling)
         if (allowed_V := allowed(chunk, mask, like=logits_V)) is not None:
             adjusted = torch.where(allowed_V, adjusted, -torch.inf)
-        seen.append(_weights(adjusted, chunk.sampling.temperature).cumsum(0))
+        seen.append(weights(adjusted, chunk.sampling.temperature).cumsum(0))
         return Sample(0)
 
     def argmax(self: Kernels, logits_TV: Tensor) -> SimpleNamespace:
@@ -151,7 +152,7 @@ def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pyt
     run = inspect.unwrap(Runner.run)  # in inference mode, torch.tensor would make no fake
     drafting = replace(DECODE, drafts=(0,))  # which comes true, as every choice is 0
     run(Runner(transformer(LLAMA), cache(LLAMA)), Batch([PREFILL, replace(PREFILL, sampling=None), drafting]))
-    assert [(weights.device, weights.shape) for weights in seen] == [(CUDA, (96,))] * 3
+    assert [(found.device, found.shape) for found in seen] == [(CUDA, (96,))] * 3
 
 
 def test_experts_stay_on_the_device() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from model.philox import philox, uniform
+from model.kernels.philox import philox, uniform
 
 COUNT = 20_000
 

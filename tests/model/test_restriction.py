@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from model.batch import Chunk, DeadEnd, Sample, Sampling
+from model.kernels import Kernels
 from model.restriction import allowed
 from model.sampling import choose, choose_run
 
+KERNELS = Kernels(torch.device("cpu"), torch.float32)
 VOCABULARY = 12
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 0.9, 1.8, 0.0, -0.2, 1.1, 0.6, -2.0, 1.4, 0.1])
 
@@ -67,7 +69,7 @@ def test_every_rule_holds_beside_every_other_and_only_what_they_leave_is_chosen(
         left = naive(sampling, output, mask)
         bits = None if mask is None else mask_of(mask)
         assert indices(allowed(chunk(sampling, output), bits, like=LOGITS)) == left
-        sample = choose(LOGITS, int(LOGITS.argmax()), chunk(sampling, output), bits)
+        sample = choose(LOGITS, int(LOGITS.argmax()), chunk(sampling, output), bits, KERNELS)
         ends += not left
         if not left:
             assert isinstance(sample, DeadEnd)
@@ -92,13 +94,13 @@ def test_a_word_is_looked_for_in_the_output_only() -> None:
 
 
 def test_a_mask_without_bytes_allows_nothing() -> None:
-    assert isinstance(choose(LOGITS, 1, chunk(Sampling(), []), b""), DeadEnd)
+    assert isinstance(choose(LOGITS, 1, chunk(Sampling(), []), b"", KERNELS), DeadEnd)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logprobs_are_those_of_the_model_whatever_is_allowed(temperature: float) -> None:
     sampling = Sampling(temperature=temperature, top_logprobs=2)
-    sample = choose(LOGITS, 1, chunk(sampling, []), mask_of({9}))
+    sample = choose(LOGITS, 1, chunk(sampling, []), mask_of({9}), KERNELS)
     assert isinstance(sample, Sample)
     assert sample.token == 9
     assert sample.logprobs is not None
@@ -110,5 +112,5 @@ def test_each_draft_is_judged_by_the_mask_after_it() -> None:
     sampling = Sampling(temperature=0.0)
     masks = [mask_of({5}), mask_of({6, 7}), mask_of({8})]
     drafted = Chunk([1, 2, 3], 2, 3, [], 3, sampling, (5, 6), masks=lambda: masks)
-    samples = choose_run(LOGITS.expand(3, -1), [1, 1, 1], drafted)
+    samples = choose_run(LOGITS.expand(3, -1), [1, 1, 1], drafted, KERNELS)
     assert [sample.token for sample in samples if isinstance(sample, Sample)] == [5, 7], "7 is likelier than the draft"

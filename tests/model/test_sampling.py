@@ -11,18 +11,20 @@ from scipy import stats
 from torch import Tensor
 
 from model.batch import Chunk, DeadEnd, Sample, Sampling
-from model.kernels import Kernels
-from model.philox import uniform
-from model.sampling import _adjust, _candidates, _weights
+from model.kernels import Kernels, drawing
+from model.kernels.drawing import weights
+from model.kernels.philox import uniform
+from model.sampling import _adjust, draw_of
 from model.sampling import choose as choose_knowing
 
 DRAWS = 20_000
+KERNELS = Kernels(torch.device("cpu"), torch.float32)
 LOGITS = torch.tensor([1.2, -0.7, 2.1, 0.4, 2.1, -1.9, 0.9, 1.6])
 
 
 def choose(logits: Tensor, chunk: Chunk) -> Sample | str:
-    (best,) = Kernels(torch.device("cpu"), torch.float32).argmax(logits[None]).tolist()
-    return choose_knowing(logits, best, chunk)
+    (best,) = KERNELS.argmax(logits[None]).tolist()
+    return choose_knowing(logits, best, chunk, None, KERNELS)
 
 
 def chunk(sampling: Sampling, prompt: Sequence[int] = (), output: Sequence[int] = (), stop: int | None = None) -> Chunk:
@@ -37,19 +39,23 @@ def token(logits: Tensor, sampling: Sampling, stop: int | None = None, **context
     return sample.token
 
 
+def candidates(logits: Tensor, sampling: Sampling) -> Tensor:
+    return drawing.candidates(logits, draw_of(sampling, 0))
+
+
 def distribution(logits: Tensor, sampling: Sampling) -> np.ndarray:
     """Temperature, then top-k, top-p and min-p, each of what the one before left: by sorting everything."""
     values = logits.double().numpy()
-    weights = np.exp((values - values.max()) / sampling.temperature)
+    likelihoods = np.exp((values - values.max()) / sampling.temperature)
     likeliest = sorted(range(len(values)), key=lambda i: (-values[i], i))
     if sampling.top_k:
         likeliest = likeliest[: sampling.top_k]
     if sampling.top_p < 1.0:
-        target, reached = weights[likeliest].sum() * sampling.top_p, np.cumsum(weights[likeliest])
+        target, reached = likelihoods[likeliest].sum() * sampling.top_p, np.cumsum(likelihoods[likeliest])
         likeliest = likeliest[: next((i for i, sum_ in enumerate(reached, 1) if sum_ >= target), len(likeliest))]
-    likeliest = [i for i in likeliest if weights[i] >= sampling.min_p * weights[likeliest[0]]]
-    kept = np.zeros_like(weights)
-    kept[likeliest] = weights[likeliest]
+    likeliest = [i for i in likeliest if likelihoods[i] >= sampling.min_p * likelihoods[likeliest[0]]]
+    kept = np.zeros_like(likelihoods)
+    kept[likeliest] = likelihoods[likeliest]
     return kept / kept.sum()
 
 
@@ -71,8 +77,8 @@ def distribution(logits: Tensor, sampling: Sampling) -> np.ndarray:
 )
 def test_draws_follow_the_known_distribution(sampling: Sampling, uniforms: Tensor) -> None:
     """`choose` is slow in a loop: some of its draws prove a form for many at once, whose draws are then counted."""
-    ids = _candidates(LOGITS, sampling)
-    cumulative = _weights(LOGITS[ids], sampling.temperature).cumsum(0)
+    ids = candidates(LOGITS, sampling)
+    cumulative = weights(LOGITS[ids], sampling.temperature).cumsum(0)
     drawn = ids[torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)]
     assert [token(LOGITS, sampling, stop=position) for position in range(500)] == drawn[:500].tolist()
 
@@ -112,7 +118,7 @@ def test_the_nucleus_is_what_sorting_everything_finds(size: int, top_p: float) -
     for shape, logits in shapes_of_distributions(size).items():
         for temperature, top_k in ((1.0, 0), (0.3, 0), (1.0, 40)):
             sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-            found = _candidates(logits, sampling).tolist()
+            found = candidates(logits, sampling).tolist()
             assert found == np.flatnonzero(distribution(logits, sampling)).tolist(), (shape, temperature, top_k)
 
 
@@ -122,7 +128,7 @@ def test_the_nucleus_is_as_small_as_it_can_be() -> None:
         logits = 3 * torch.randn(30, generator=draw)
         top_p = float(torch.rand((), generator=draw))
         probabilities = torch.softmax(logits.double(), 0)
-        kept = probabilities[_candidates(logits, Sampling(top_p=top_p))]
+        kept = probabilities[candidates(logits, Sampling(top_p=top_p))]
         assert float(kept.sum()) >= top_p
         assert float(kept.sum() - kept.min()) < top_p
 
@@ -151,9 +157,9 @@ def test_a_tiny_temperature_draws_among_ties_only() -> None:
 
 
 def test_top_k_counts_exactly_among_ties() -> None:
-    assert _candidates(torch.zeros(9), Sampling(top_k=4)).tolist() == [0, 1, 2, 3]
-    assert _candidates(LOGITS, Sampling(top_k=1)).tolist() == [2]
-    assert _candidates(LOGITS, Sampling(top_k=2)).tolist() == [2, 4]
+    assert candidates(torch.zeros(9), Sampling(top_k=4)).tolist() == [0, 1, 2, 3]
+    assert candidates(LOGITS, Sampling(top_k=1)).tolist() == [2]
+    assert candidates(LOGITS, Sampling(top_k=2)).tolist() == [2, 4]
 
 
 def naive_adjustment(logits: list[float], prompt: list[int], output: list[int], sampling: Sampling) -> list[float]:

@@ -6,8 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
+from model.kernels.drawing import Draws
 from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
-from model.kernels.triton import attention, matmul, rows
+from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.packing import BITS, Packed, pack
 from model.quantization import PackedTensor
 
@@ -156,8 +157,18 @@ class TritonKernels(Kernels):
         logits_TV = logits_TV.contiguous()
         num_rows, width = logits_TV.shape
         best_T = torch.empty(num_rows, dtype=torch.int64, device=self.device)
-        rows.argmax[(num_rows,)](logits_TV, best_T, width, BLOCK=NUMBERS)
+        drawing.argmax[(num_rows,)](logits_TV, best_T, width, BLOCK=drawing.BLOCK)
         return best_T
+
+    def draw(self, logits_SV: Tensor, draws: Draws, allowed_SV: Tensor | None = None) -> Tensor:
+        logits_SV, allowed_SV = logits_SV.contiguous(), allowed_SV if allowed_SV is None else allowed_SV.contiguous()
+        num_rows, width = logits_SV.shape
+        ids_S = torch.empty(num_rows, dtype=torch.int64, device=self.device)
+        drawing.draw[(num_rows,)](
+            logits_SV, allowed_SV, draws.temperature, draws.top_p, draws.min_p, draws.top_k, draws.seed, draws.position,
+            ids_S, width, IS_MASKED=allowed_SV is not None, BLOCK=drawing.BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
+        return ids_S
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""What a GPU computes row by row: norms, rotation, activations, the likeliest token, the store into the cache.
+"""What a GPU computes row by row: norms, rotation, activations, the store into the cache.
 
 One program takes one row, whole, so that its bits depend on nothing beside it. Everything is computed in fp32 and
 rounded once, where it is stored. Offsets are 64-bit: a row times its width may pass 2^31.
@@ -100,22 +100,3 @@ def gate(x_ptr, y_ptr, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     up = tl.load(x_ptr + row * 2 * width + width + columns, inside, 0.0).to(tl.float32)
     y = activated(gated, ACTIVATION) * up
     tl.store(y_ptr + row * width + columns, y.to(y_ptr.dtype.element_ty), inside)
-
-
-@triton.jit
-def argmax(x_ptr, best_ptr, width, BLOCK: tl.constexpr):
-    """The first of the largest; -1 where a number is not finite."""
-    row = tl.program_id(0).to(tl.int64)
-    largest = tl.full((), float("-inf"), tl.float32)
-    best = tl.full((), 0, tl.int32)
-    strange = tl.full((), 0, tl.int32)
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * width + columns, columns < width, float("-inf"))
-        is_strange = (columns < width) & ~(tl.abs(x) < float("inf"))
-        strange = tl.maximum(strange, tl.max(is_strange.to(tl.int32)))
-        found = tl.max(x)
-        place = tl.min(tl.where(x == found, columns, width))
-        best = tl.where(found > largest, place, best)
-        largest = tl.maximum(largest, found)
-    tl.store(best_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
