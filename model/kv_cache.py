@@ -1,6 +1,7 @@
 """The keys and values of all computed positions: one pair of tensors a layer, addressed by block id."""
 
 import torch
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.kernels.reference import LayerCache
@@ -18,15 +19,29 @@ def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 class KVCache:
     """Paged as in Kwon et al. 2023. Memory is reserved at once and touched block by block."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        keys = (num_blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
-        values = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        are_keys_in_rows: bool = False,
+    ) -> None:
+        """`are_keys_in_rows` is what the kernels say of themselves; the shapes are the same either way."""
+        rows = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        columns = (num_blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
         scales = (2, num_blocks, config.num_kv_heads, BLOCK_SIZE)
+
+        def keys() -> Tensor:
+            if are_keys_in_rows:
+                return torch.empty(rows, dtype=dtype, device=device).transpose(2, 3)
+            return torch.empty(columns, dtype=dtype, device=device)
+
         self.num_blocks = num_blocks
         self.layers = [
             LayerCache(
-                torch.empty(keys, dtype=dtype, device=device),
-                torch.empty(values, dtype=dtype, device=device),
+                keys(),
+                torch.empty(rows, dtype=dtype, device=device),
                 None if dtype.is_floating_point else torch.empty(scales, device=device),
             )
             for _ in range(config.num_layers)

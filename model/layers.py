@@ -8,14 +8,14 @@ from torch import Tensor
 
 from model.config import ModelConfig, Norm, NormPlace
 from model.kernels import Kernels
-from model.kernels.reference import AttentionShape, LayerCache, Span
+from model.kernels.reference import Angles, AttentionShape, LayerCache, Span
 from model.linear import Adapted, Linear
 from model.parallel import Ranks
 from model.weights import Weights
 
 # Shapes: T rows of the step, D model width, H query heads, G KV heads, d head size
 
-Angles = tuple[Tensor, Tensor]  # cosines and sines of the step's positions
+Stream = tuple[Tensor, Tensor | None]  # what the layers so far sum up to, and the last addend, still to be added
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,14 @@ class NormLayer:
             return self.kernels.rms_norm(x, self.weight, self.eps)
         return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
+    def of_sum(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """The stream's sum, and its norm."""
+        x_TD, y_TD = stream
+        if y_TD is not None and self.kind is Norm.RMS:
+            return self.kernels.add_rms_norm(x_TD, y_TD, self.weight, self.eps)
+        sum_TD = x_TD if y_TD is None else self.kernels.add(x_TD, y_TD)
+        return sum_TD, self(sum_TD)
+
 
 class Attention:
     """Scaled dot-product attention over the KV cache, several query heads sharing each key/value head."""
@@ -67,9 +75,7 @@ class Attention:
         q_THd, k_TGd, v_TGd = torch.split(heads, self.sizes, dim=1)
         if self.q_norm and self.k_norm:
             q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
-        if inputs.angles:
-            q_THd, k_TGd = self.kernels.rotate(q_THd, *inputs.angles), self.kernels.rotate(k_TGd, *inputs.angles)
-        self.kernels.store(k_TGd, v_TGd, inputs.cache, inputs.slots)
+        q_THd = self.kernels.rotate_and_store(q_THd, k_TGd, v_TGd, inputs.angles, inputs.cache, inputs.slots)
         o_THd = self.kernels.attention(q_THd, inputs.cache, inputs.spans, self.shape)
         return self.out(o_THd.flatten(1), inputs.adapted)
 
@@ -106,11 +112,14 @@ class Residual:
         self.norm = norm("norm")
         self.output_norm = norm("output_norm") if self.place is NormPlace.SANDWICH else None
 
-    def __call__(self, x_TD: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, stream: Stream, sublayer: Callable[[Tensor], Tensor]) -> Stream:
+        """The addition is left to the norm that comes next, which reads the same rows."""
         if self.place is NormPlace.POST:
-            return self.norm(self.kernels.add(x_TD, self.ranks.sum(sublayer(x_TD))))
-        y_TD = self.ranks.sum(sublayer(self.norm(x_TD)))
-        return self.kernels.add(x_TD, self.output_norm(y_TD) if self.output_norm else y_TD)
+            x_TD, _ = stream
+            return self.norm(self.kernels.add(x_TD, self.ranks.sum(sublayer(x_TD)))), None
+        x_TD, normed_TD = self.norm.of_sum(stream)
+        y_TD = self.ranks.sum(sublayer(normed_TD))
+        return x_TD, self.output_norm(y_TD) if self.output_norm else y_TD
 
 
 class Embedding:

@@ -144,7 +144,8 @@ def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
         weights.finish(model.description.ignorable)
     except ValueError as error:
         raise CheckpointError(model.checkpoint.path, str(error)) from error
-    cache = KVCache(own.config, memory.num_blocks, model.kv_dtype, model.kernels.device)
+    kernels = model.kernels
+    cache = KVCache(own.config, memory.num_blocks, model.kv_dtype, kernels.device, kernels.are_keys_in_rows)
     runner = Runner(transformer, cache)
     report("warming up", 0, 0)
     runner.warm_up(min(model.request.step_tokens, model.config.context_length))

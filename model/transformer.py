@@ -12,7 +12,7 @@ from model.inputs import Inputs
 from model.kernels import Kernels
 from model.kernels.reference import Prepared, Span
 from model.kv_cache import KVCache
-from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual
+from model.layers import Attention, AttentionInputs, Embedding, Mlp, NormLayer, Residual, Stream
 from model.linear import Adapted, Linear
 from model.parallel import ALONE, Ranks
 from model.positions import Rotary, sinusoids
@@ -34,9 +34,9 @@ class Layer:
         )
         self.around_mlp = Residual(weights, "mlp", config, kernels, ranks)
 
-    def __call__(self, x_TD: Tensor, inputs: AttentionInputs) -> Tensor:
-        x_TD = self.around_attention(x_TD, lambda x: self.attention(x, inputs))
-        return self.around_mlp(x_TD, lambda x: self.mlp(x, inputs.adapted))
+    def __call__(self, stream: Stream, inputs: AttentionInputs) -> Stream:
+        stream = self.around_attention(stream, lambda x: self.attention(x, inputs))
+        return self.around_mlp(stream, lambda x: self.mlp(x, inputs.adapted))
 
     def projections(self) -> Iterator[Linear]:
         """Those that adapters may add to: the router and the experts of a mixture are none of them."""
@@ -80,11 +80,11 @@ class Transformer:
         """The same, made of rows and operations of the kernels only, so that it can be recorded without adapters."""
         ids, positions, slots, *tables = rows
         angles = dict(zip(self.rotaries, zip(tables[::2], tables[1::2], strict=True), strict=True))
-        x_TD = self._embed(ids, positions)
+        stream: Stream = self._embed(ids, positions), None
         for index, layer in enumerate(self.layers):
             layer_angles = angles.get(self.config.rope_of(index))
-            x_TD = layer(x_TD, AttentionInputs(layer_angles, cache.layers[index], slots, spans, adapted))
-        return self.norm(x_TD) if self.norm else x_TD
+            stream = layer(stream, AttentionInputs(layer_angles, cache.layers[index], slots, spans, adapted))
+        return self.norm.of_sum(stream)[1] if self.norm else stream[0]
 
     def projections(self) -> Iterator[Linear]:
         """Those that adapters may add to, layer by layer."""

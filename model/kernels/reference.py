@@ -41,6 +41,8 @@ class Span:
 class LayerCache:
     """One layer's keys [N, G, d, B] (transposed: a score is then a row of products) and values [N, G, B, d].
 
+    Where the kernels want keys in rows, those lie in memory as the values do.
+
     In integers, every key and value has a scale of its own, under which its largest magnitude is the type's limit.
     """
 
@@ -69,6 +71,7 @@ class AttentionShape:
     softcap: float | None
 
 
+Angles = tuple[Tensor, Tensor]  # cosines and sines of each row's position, fp32 [T, d/2]
 Forward = Callable[[tuple[Tensor, ...], list[Span]], Tensor]  # tensors of T rows each, and where their contexts lie
 
 
@@ -80,6 +83,7 @@ class Kernels:
         self.dtype = dtype
         self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
         self.kv_dtype = dtype  # what the KV cache holds unless asked otherwise
+        self.are_keys_in_rows = False  # whether it reads keys best where the numbers of each lie side by side
         self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
@@ -118,6 +122,11 @@ class Kernels:
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * scale * weight).to(x.dtype)
 
+    def add_rms_norm(self, x_TD: Tensor, y_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x + y, and its norm."""
+        sum_TD = self.add(x_TD, y_TD)
+        return sum_TD, self.rms_norm(sum_TD, weight, eps)
+
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """(x - mean) / std * weight + bias over the last dimension, computed in fp32; both are fp32."""
         return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, eps).to(x.dtype)
@@ -136,6 +145,15 @@ class Kernels:
             v_TGd, cache.scales[1, blocks, :, offsets] = _quantize(v_TGd, cache.values.dtype)
         cache.keys[blocks, :, :, offsets] = k_TGd.to(cache.keys.dtype)
         cache.values[blocks, :, offsets] = v_TGd.to(cache.values.dtype)
+
+    def rotate_and_store(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, angles: Angles | None, cache: LayerCache, slots_T: Tensor
+    ) -> Tensor:
+        """Stores each row's key, rotated where there are angles, and its value; gives the queries, rotated as well."""
+        if angles:
+            q_THd, k_TGd = self.rotate(q_THd, *angles), self.rotate(k_TGd, *angles)
+        self.store(k_TGd, v_TGd, cache, slots_T)
+        return q_THd
 
     def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
         """Causal attention of every row over its own sequence's context -> [T, H, d].

@@ -20,35 +20,44 @@ from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.kernels import NUMBERS, TILE_COLUMNS, TILE_OUT, TILE_ROWS
 
 TILES = {"TILE_ROWS": TILE_ROWS, "TILE_OUT": TILE_OUT, "TILE_COLUMNS": TILE_COLUMNS}
-PAGES = {"POSITIONS": 16, "TILE": attention.TILE, "KEYS": attention.KEYS}
+STORED = {"POSITIONS": 16, "place_stride": 1}  # a key in a row
+PAGES = {**STORED, "TILE": attention.TILE, "KEYS": attention.KEYS}
 HEAD = {"HEAD_DIM": 128, "BLOCK_DIM": 128, "SPLIT": attention.SPLIT}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
-    (rows.rms_norm, {"BLOCK": 4096}),
+    *((rows.rms_norm, {"IS_SUM": is_sum, "BLOCK": 4096}) for is_sum in (False, True)),
     (rows.layer_norm, {"BLOCK": 4096, "HAS_BIAS": True}),
-    (rows.rotate, {"HALF": 64, "BLOCK": 64}),
-    (rows.store, {"HEAD_DIM": 128, "POSITIONS": 16, "BLOCK": 128}),
+    *(
+        (rows.rotate_and_store, {**STORED, "BLOCK": 128, "IS_ROTATED": True, "HAS_SCALES": has, "HEAD_DIM": 128})
+        for has in (False, True)
+    ),
     *((rows.activate, {"ACTIVATION": name, "BLOCK": NUMBERS}) for name in ("relu", "gelu", "gelu_tanh", "silu")),
     (rows.gate, {"ACTIVATION": "silu", "BLOCK": NUMBERS}),
     (drawing.argmax, {"BLOCK": drawing.BLOCK}),
+    *((drawing.draw, {"IS_MASKED": is_masked, "BLOCK": drawing.BLOCK}) for is_masked in (False, True)),
     (matmul.dense, {"HAS_BIAS": True, **TILES}),
     *((matmul.packed, {"BITS": bits, "HAS_MINIMA": bits == 4, "HAS_BIAS": False, **TILES}) for bits in (4, 8)),
     *((matmul.embed, {"BITS": bits, "HAS_MINIMA": bits == 4, "COLUMNS": NUMBERS}) for bits in (4, 8)),
     *(
         (
             attention.attend,
-            {"SHARED": shared, "PADDED": shared, **PAGES, **HEAD},
+            {"SHARED": shared, "PADDED": shared, "HAS_SCALES": has_scales, **PAGES, **HEAD},
         )
-        for shared in (1, 4, 8)
+        for shared, has_scales in ((1, False), (4, False), (8, False), (4, True))
     ),
     (attention.combine, HEAD),
 ]
 POINTERS = {
     **dict.fromkeys(["weight_ptr", "cos_ptr", "sin_ptr", "partial_ptr"], "*fp32"),
     **dict.fromkeys(["slots_ptr", "ids_ptr", "best_ptr", "tables_ptr", "tiles_ptr", "positions_ptr"], "*i64"),
+    **dict.fromkeys(["top_k_ptr", "seed_ptr", "position_ptr"], "*i64"),
+    **dict.fromkeys(["temperature_ptr", "top_p_ptr", "min_p_ptr"], "*fp64"),
     **dict.fromkeys(["scales_ptr", "minima_ptr"], "*fp16"),
+    "allowed_ptr": "*i1",
 }
+INTEGERS = {"keys_ptr": "*i8", "values_ptr": "*i8", "scales_ptr": "*fp32"}  # of a cache
+LOGITS = (drawing.argmax, drawing.draw)
 SIZES = ("width", "columns", "out")
-FLOATS = ("eps", "scale", "softcap")
+FLOATS = ("eps", "scale", "softcap", "limit")
 
 
 def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
@@ -58,7 +67,9 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
             types[name] = "constexpr"
         elif name == "codes_ptr":
             types[name] = "*u8" if constants["BITS"] == 4 else "*i8"
-        elif (kernel, name) in ((rows.layer_norm, "bias_ptr"), (drawing.argmax, "x_ptr")):
+        elif constants.get("HAS_SCALES") and name in INTEGERS:
+            types[name] = INTEGERS[name]
+        elif (name == "x_ptr" and kernel in LOGITS) or (kernel, name) == (rows.layer_norm, "bias_ptr"):
             types[name] = "*fp32"
         elif name.endswith("_ptr"):
             types[name] = POINTERS.get(name, "*bf16")

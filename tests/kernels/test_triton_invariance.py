@@ -46,14 +46,13 @@ def products(kernels: TritonKernels, make_weight: MakeWeight) -> dict[str, Opera
 
 def row_by_row(kernels: TritonKernels) -> dict[str, Operation]:
     x_TD, weight, bias = torch.randn(ROWS, 100).to(kernels.dtype) * 3, torch.randn(100), torch.randn(100)
-    q_THd, angles = torch.randn(ROWS, 3, 24).to(kernels.dtype), torch.rand(ROWS, 12)
     logits, allowed = torch.randn(ROWS, 600), torch.rand(ROWS, 600) < 0.5
     kinds = [Draw(0.0)] * 6 + [Draw(1.0, top_p=0.9, top_k=40), Draw(1.0), Draw(1.0, top_p=0.5)]
     how = [replace(kinds[row % len(kinds)], position=row) for row in range(ROWS)]
     return {
         "rms_norm": lambda rows: kernels.rms_norm(x_TD[rows], weight, 1e-5),
         "layer_norm": lambda rows: kernels.layer_norm(x_TD[rows], weight, bias, 1e-5),
-        "rotate": lambda rows: kernels.rotate(q_THd[rows], angles[rows].cos(), angles[rows].sin()),
+        "add_rms_norm": lambda rows: torch.cat(kernels.add_rms_norm(x_TD[rows], x_TD[rows] / 3, weight, 1e-5), dim=-1),
         "activate": lambda rows: kernels.activate(x_TD[rows], "gelu"),
         "gate": lambda rows: kernels.gate(x_TD[rows], "silu"),
         "argmax": lambda rows: kernels.argmax(logits[rows]),
@@ -65,19 +64,19 @@ def over_the_cache(kernels: TritonKernels) -> dict[str, Operation]:
     k_TGd, v_TGd = torch.randn(2, ROWS, GROUPS, HEAD_DIM).to(kernels.dtype)
     slots, held = torch.randperm(8 * BLOCK)[:ROWS], cache(kernels, 200)
     tables = [torch.randperm(200)[: -(-(start + count) // BLOCK)] for _, count, start in CHUNKS]
-    q_THd = torch.randn(ROWS, 2 * GROUPS, HEAD_DIM).to(kernels.dtype)
+    q_THd, angles = torch.randn(ROWS, 2 * GROUPS, HEAD_DIM).to(kernels.dtype), torch.rand(ROWS, HEAD_DIM // 2)
 
-    def store(rows: slice) -> Tensor:
-        target = cache(kernels, 8)
-        kernels.store(k_TGd[rows], v_TGd[rows], target, slots[rows])
+    def rotate_and_store(rows: slice) -> Tensor:
+        target, turns = cache(kernels, 8), (angles[rows].cos(), angles[rows].sin())
+        rotated = kernels.rotate_and_store(q_THd[rows], k_TGd[rows], v_TGd[rows], turns, target, slots[rows])
         blocks, offsets = slots[rows] // BLOCK, slots[rows] % BLOCK
-        return torch.cat([target.keys[blocks, :, :, offsets], target.values[blocks, :, offsets]], dim=-1)
+        return torch.cat([rotated, target.keys[blocks, :, :, offsets], target.values[blocks, :, offsets]], dim=1)
 
     def attention(window: int | None) -> Operation:
         shape = AttentionShape(0.25, window, None)
         return lambda rows: kernels.attention(q_THd[rows], held, spans_of(rows, tables), shape)
 
-    return {"store": store, "attention": attention(None), "attention, windowed": attention(50)}
+    return {"rotate_and_store": rotate_and_store, "attention": attention(None), "attention, windowed": attention(50)}
 
 
 def cache(kernels: Kernels, blocks: int) -> LayerCache:

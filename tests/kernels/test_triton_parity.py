@@ -8,6 +8,7 @@ each operation there.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def random(kernels: Kernels, *shape: int) -> Tensor:
 
 def test_every_override_is_compared_with_the_reference() -> None:
     overridden = {name for name in vars(TritonKernels) if name in vars(Kernels) and not name.startswith("_")}
-    tested = {"prepare", "prepared_bytes", "linear", "embed", "rms_norm", "layer_norm"}
-    tested |= {"rotate", "store", "attention", "activate", "gate", "argmax"}
+    tested = {"prepare", "prepared_bytes", "linear", "embed", "rms_norm", "add_rms_norm", "layer_norm"}
+    tested |= {"rotate_and_store", "attention", "activate", "gate", "argmax"}
     tested |= {"draw"}  # in test_triton_draw.py
     assert overridden == tested, "an operation was added or dropped: give it a comparison below, and its name here"
 
@@ -106,15 +107,9 @@ def test_norms(pair: tuple[TritonKernels, Kernels], width: int) -> None:
     if width > 1:  # of one number alone, the layer norm is the bias
         assert_close(fast.layer_norm(x, weight, None, 1e-5), plain.layer_norm(x, weight, None, 1e-5))
     assert_close(fast.layer_norm(x, weight, bias, 1e-5), plain.layer_norm(x, weight, bias, 1e-5))
-
-
-@pytest.mark.parametrize("head_dim", [2, 24, 64])
-def test_rotate(pair: tuple[TritonKernels, Kernels], head_dim: int) -> None:
-    fast, plain = pair
-    wide = random(plain, 5, 7, head_dim)
-    angles = torch.randn(5, head_dim // 2)
-    for x_THd in (wide, wide[:, 2:5]):
-        assert_close(fast.rotate(x_THd, angles.cos(), angles.sin()), plain.rotate(x_THd, angles.cos(), angles.sin()))
+    actual, expected = (kernels.add_rms_norm(x[:, 0], x[:, 1], weight, 1e-5) for kernels in pair)
+    assert torch.equal(actual[0], expected[0])
+    assert_close(actual[1], expected[1])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # 1 / (1 + inf) is the 0 that it should be
@@ -136,23 +131,38 @@ def test_argmax(device: torch.device) -> None:
     assert fast.argmax(x)[:6].tolist()[1:] == [7, -1, -1, -1, 0]
 
 
-def cache(kernels: Kernels, blocks: int, groups: int, head_dim: int) -> LayerCache:
-    return LayerCache(
-        random(kernels, blocks, groups, head_dim, BLOCK), random(kernels, blocks, groups, BLOCK, head_dim)
-    )
+def cache(kernels: Kernels, blocks: int, groups: int, head_dim: int, dtype: torch.dtype | None = None) -> LayerCache:
+    """Keys in rows, as the Triton kernels want them."""
+    keys, values = (random(kernels, blocks, groups, BLOCK, head_dim) for _ in range(2))
+    if dtype is None:
+        return LayerCache(keys.transpose(2, 3), values)
+    scales, limit = torch.rand(2, blocks, groups, BLOCK) + 0.5, torch.iinfo(dtype).max
+    keys, values = ((part.float() * limit / 5).to(dtype) for part in (keys, values))
+    return LayerCache(keys.transpose(2, 3), values, scales / limit * 5)
 
 
-def test_store(pair: tuple[TritonKernels, Kernels]) -> None:
+def copy_of(held: LayerCache) -> LayerCache:
+    return LayerCache(held.keys.clone(), held.values.clone(), None if held.scales is None else held.scales.clone())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8, torch.int16], ids=str)
+@pytest.mark.parametrize("head_dim", [2, 24, 64])
+def test_rotate_and_store(pair: tuple[TritonKernels, Kernels], head_dim: int, dtype: torch.dtype | None) -> None:
+    """Rows that lie apart, keys in rows and in columns; an integer may be off by one where a rotation is rounded."""
     fast, plain = pair
-    wide = random(plain, 4, 9, 24)
-    slots = torch.tensor([0, 17, 31, 79])
-    ours, theirs = cache(plain, 5, 3, 24), cache(plain, 5, 3, 24)
-    for mine, other in zip((ours.keys, ours.values), (theirs.keys, theirs.values), strict=True):
-        mine.copy_(other)
-    fast.store(wide[:, 3:6], wide[:, 6:], ours, slots)
-    plain.store(wide[:, 3:6], wide[:, 6:], theirs, slots)
-    assert torch.equal(ours.keys, theirs.keys)
-    assert torch.equal(ours.values, theirs.values)
+    wide, slots, turns = random(plain, 4, 9, head_dim), torch.tensor([0, 17, 31, 79]), torch.randn(4, head_dim // 2)
+    wide[2, 4] = 0.0  # a vector that no scale can stretch
+    held = cache(plain, 5, 3, head_dim, dtype)
+    for angles in (None, (turns.cos(), turns.sin())):
+        ours, theirs = copy_of(held), copy_of(held)
+        if angles:
+            ours = replace(ours, keys=ours.keys.contiguous())
+        q_THd = fast.rotate_and_store(wide[:, :3], wide[:, 3:6], wide[:, 6:], angles, ours, slots)
+        assert_close(q_THd, plain.rotate_and_store(wide[:, :3], wide[:, 3:6], wide[:, 6:], angles, theirs, slots))
+        off_by = 0.0 if dtype is None or angles is None else 1 / torch.iinfo(dtype).max
+        for mine, other in zip(ours.read(slots // BLOCK), theirs.read(slots // BLOCK), strict=True):
+            assert (mine - other).abs().max() <= (TOLERANCE[plain.dtype] + off_by) * other.abs().max()
+        assert torch.equal(ours.values[4, :, :15], theirs.values[4, :, :15]), "something else was written to"
 
 
 def spans_of(chunks: list[tuple[int, int]], blocks: int) -> list[Span]:
@@ -176,6 +186,14 @@ def test_attention(pair: tuple[TritonKernels, Kernels], heads: int, groups: int,
     q_THd = random(plain, spans[-1].last_row, heads, head_dim)
     for shape in (AttentionShape(0.2, None, None), AttentionShape(0.2, 20, None), AttentionShape(0.3, None, 5.0)):
         assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16], ids=str)
+def test_attention_over_integers(pair: tuple[TritonKernels, Kernels], dtype: torch.dtype) -> None:
+    fast, plain = pair
+    spans, held = spans_of([(0, 1), (17, 3), (31, 20)], 16), cache(plain, 16, 2, 24, dtype)
+    q_THd, shape = random(plain, spans[-1].last_row, 4, 24), AttentionShape(0.1, None, None)
+    assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
 
 
 @pytest.mark.parametrize("window", [None, 1500])

@@ -19,17 +19,43 @@ TILE_FIELDS = tl.constexpr(4)  # int64 of each tile of rows: its first, how many
 
 
 @triton.jit
+def oldest_seen(position, window):
+    """The first position that a query sees; a window of 0 is as long as the context."""
+    return tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
+
+
+@triton.jit
+def load_scaled(numbers_ptr, scales_ptr, numbers_at, scales_at, is_number, is_key, HAS_SCALES: tl.constexpr):
+    """Keys or values as the cache means them; integers become fp32."""
+    numbers = tl.load(numbers_ptr + numbers_at, is_number, 0.0)
+    if HAS_SCALES:
+        numbers = numbers.to(tl.float32) * tl.load(scales_ptr + scales_at, is_key, 0.0)
+    return numbers
+
+
+@triton.jit
+def softmax_step(scores, largest, weight):
+    """Weights of these scores, and by what to multiply all that has been summed up before them."""
+    top = tl.maximum(largest, tl.max(scores, 1))
+    safe_top = tl.where(top == float("-inf"), 0.0, top)  # nothing seen yet: zeros stay zeros
+    fade = tl.exp(largest - safe_top)
+    weights = tl.exp(scores - safe_top[:, None])
+    return weights, fade, top, weight * fade + tl.sum(weights, 1)
+
+
+@triton.jit
 def attend(
-    q_ptr, keys_ptr, values_ptr, tables_ptr, tiles_ptr, out_ptr, partial_ptr,
-    q_stride, table_stride, groups, splits, scale, softcap, window,
+    q_ptr, keys_ptr, values_ptr, scales_ptr, tables_ptr, tiles_ptr, out_ptr, partial_ptr,
+    q_stride, key_stride, place_stride, scales_stride, table_stride, groups, splits, scale, softcap, window,
     SHARED: tl.constexpr, PADDED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    POSITIONS: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
+    POSITIONS: tl.constexpr, HAS_SCALES: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """SHARED query heads share a group's keys; PADDED and BLOCK_DIM are powers of two above SHARED and HEAD_DIM.
 
-    A block of the cache has POSITIONS. `window` is 0 where a query sees all positions up to its own, `softcap` 0
-    where scores are not capped. Of each row, head and split, `partial` takes HEAD_DIM weighted sums, the largest
-    score and the sum of weights.
+    A block of the cache has POSITIONS, whose keys lie `key_stride` numbers apart and a key's own `place_stride`; of
+    integers, the scales of values lie `scales_stride` behind those of keys. `window` is 0 where a query sees all
+    positions up to its own, `softcap` 0 where scores are not capped. Of each row, head and split, `partial` takes
+    HEAD_DIM weighted sums, the largest score and the sum of weights.
     """
     tile = tiles_ptr + tl.program_id(0) * TILE_FIELDS
     group, split = tl.program_id(1), tl.program_id(2)
@@ -45,8 +71,7 @@ def attend(
     q_row = (first_row + row) * q_stride + (group * SHARED + head) * HEAD_DIM
     q = tl.load(q_ptr + q_row[:, None] + place, is_query[:, None] & inside, 0.0)
 
-    lowest = tl.where(window > 0, tl.maximum(start + 1 - window, 0), 0)
-    begin = tl.maximum(split * SPLIT, lowest // KEYS * KEYS)
+    begin = tl.maximum(split * SPLIT, oldest_seen(start, window) // KEYS * KEYS)
     end = tl.minimum((split + 1) * SPLIT, start + num_rows)
     largest = tl.full((TILE,), float("-inf"), tl.float32)
     weight = tl.zeros((TILE,), tl.float32)
@@ -55,25 +80,24 @@ def attend(
         key = first_key + tl.arange(0, KEYS)
         is_key = key < end
         block = tl.load(tables_ptr + table * table_stride + key // POSITIONS, is_key, 0)
-        corner = (block * groups + group) * HEAD_DIM * POSITIONS
-        k = tl.load(keys_ptr + (corner + key % POSITIONS) + place[:, None] * POSITIONS, inside[:, None] & is_key, 0.0)
-        v = tl.load(values_ptr + (corner + key % POSITIONS * HEAD_DIM)[:, None] + place, is_key[:, None] & inside, 0.0)
+        corner = (block * groups + group) * POSITIONS
+        offset = key % POSITIONS
+        k_at = corner * HEAD_DIM + offset * key_stride + place[:, None] * place_stride
+        v_at = (corner + offset)[:, None] * HEAD_DIM + place
+        k = load_scaled(keys_ptr, scales_ptr, k_at, corner + offset, inside[:, None] & is_key, is_key, HAS_SCALES)
+        v = load_scaled(
+            values_ptr, scales_ptr, v_at, (scales_stride + corner + offset)[:, None],
+            is_key[:, None] & inside, is_key[:, None], HAS_SCALES,
+        )  # fmt: skip
         scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
         if softcap > 0:
             scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
-        seen = is_key & (key <= position[:, None])
-        if window > 0:
-            seen = seen & (key > position[:, None] - window)
+        seen = is_key & (key <= position[:, None]) & (key >= oldest_seen(position, window)[:, None])
         scores = tl.where(seen, scores, float("-inf"))
-        top = tl.maximum(largest, tl.max(scores, 1))
-        safe_top = tl.where(top == float("-inf"), 0.0, top)  # nothing seen yet: zeros stay zeros
-        fade = tl.exp(largest - safe_top)
-        weights = tl.exp(scores - safe_top[:, None])
-        weight = weight * fade + tl.sum(weights, 1)
-        total = tl.dot(weights.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
-        largest = top
+        weights, fade, largest, weight = softmax_step(scores, largest, weight)
+        total = tl.dot(weights.to(q.dtype), v.to(q.dtype), total * fade[:, None], input_precision="ieee")
 
-    oldest = tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
+    oldest = oldest_seen(position, window)
     is_here = is_query & (split <= position // SPLIT) & (split >= oldest // SPLIT)
     is_alone = oldest // SPLIT == position // SPLIT
     out_row = ((first_row + row) * groups + group) * SHARED + head
@@ -95,7 +119,7 @@ def combine(
     """One program for one head of a row: its splits merged, first to last, where it has more than one."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(positions_ptr + row)
-    oldest = tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
+    oldest = oldest_seen(position, window)
     first, last = oldest // SPLIT, position // SPLIT
     place = tl.arange(0, BLOCK_DIM)
     inside = place < HEAD_DIM

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from model.kernels.drawing import Draws
-from model.kernels.reference import AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
+from model.kernels.reference import Angles, AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
 from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.packing import BITS, Packed, pack
 from model.quantization import PackedTensor
@@ -34,6 +34,7 @@ class TritonKernels(Kernels):
         super().__init__(device, dtype)
         self.name = f"triton-{triton.__version__}+{self.name}"
         self.is_exact = True
+        self.are_keys_in_rows = True  # what is read at once is then as long as a head
         self._layout: dict[int, Layout] = {}  # of the last step, by how many rows a tile has
 
     def prepare(self, weight: Weight) -> Prepared:
@@ -79,8 +80,21 @@ class TritonKernels(Kernels):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, width = x.contiguous(), x.shape[-1]
         y = torch.empty_like(x)
-        rows.rms_norm[(x.numel() // width,)](x, weight, y, width, eps, BLOCK=triton.next_power_of_2(width))
+        self._rms_norm(x, None, weight, None, y, width, eps)
         return y
+
+    def add_rms_norm(self, x_TD: Tensor, y_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x_TD, y_TD = x_TD.contiguous(), y_TD.contiguous()
+        sum_TD, normed_TD = torch.empty_like(x_TD), torch.empty_like(x_TD)
+        self._rms_norm(x_TD, y_TD, weight, sum_TD, normed_TD, x_TD.shape[-1], eps)
+        return sum_TD, normed_TD
+
+    def _rms_norm(
+        self, x: Tensor, other: Tensor | None, weight: Tensor, total: Tensor | None, y: Tensor, width: int, eps: float
+    ) -> None:
+        rows.rms_norm[(x.numel() // width,)](
+            x, other, weight, total, y, width, eps, IS_SUM=other is not None, BLOCK=triton.next_power_of_2(width)
+        )
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         x, width = x.contiguous(), x.shape[-1]
@@ -90,33 +104,30 @@ class TritonKernels(Kernels):
         )
         return y
 
-    def rotate(self, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        num_rows, heads, head_dim = x_THd.shape
-        x_THd, half = _adjacent(x_THd), head_dim // 2
-        y = self._empty(num_rows, heads, head_dim)
-        rows.rotate[(num_rows, heads)](
-            x_THd, cos_Td.contiguous(), sin_Td.contiguous(), y, x_THd.stride(0), heads,
-            HALF=half, BLOCK=triton.next_power_of_2(half),
-        )  # fmt: skip
-        return y
-
-    def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
-        if cache.scales is not None:
-            super().store(k_TGd, v_TGd, cache, slots_T)
-            return
-        k_TGd, v_TGd = _adjacent(k_TGd), _adjacent(v_TGd)
-        num_rows, groups, head_dim = k_TGd.shape
-        rows.store[(num_rows, groups)](
-            k_TGd, v_TGd, cache.keys, cache.values, slots_T, k_TGd.stride(0), v_TGd.stride(0), groups,
+    def rotate_and_store(
+        self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, angles: Angles | None, cache: LayerCache, slots_T: Tensor
+    ) -> Tensor:
+        q_THd, k_TGd, v_TGd = _adjacent(q_THd), _adjacent(k_TGd), _adjacent(v_TGd)
+        (num_rows, num_heads, head_dim), groups = q_THd.shape, k_TGd.shape[1]
+        cos, sin = (angle.contiguous() for angle in angles) if angles else (None, None)
+        rotated = self._empty(num_rows, num_heads, head_dim) if angles else q_THd
+        heads = num_heads if angles else 0
+        keys, values, scales = cache.keys, cache.values, cache.scales
+        limit = 0.0 if scales is None else float(torch.iinfo(keys.dtype).max)
+        rows.rotate_and_store[(num_rows, heads + groups)](
+            q_THd, k_TGd, v_TGd, cos, sin, rotated, keys, values, scales, slots_T,
+            q_THd.stride(0), k_TGd.stride(0), v_TGd.stride(0), keys.stride(3), keys.stride(2),
+            0 if scales is None else scales.stride(0), heads, groups, limit,
             HEAD_DIM=head_dim, POSITIONS=cache.block_size, BLOCK=triton.next_power_of_2(head_dim),
+            IS_ROTATED=angles is not None, HAS_SCALES=scales is not None, enable_fp_fusion=False,
         )  # fmt: skip
+        return rotated
 
     def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
-        if cache.scales is not None:
-            return super().attention(q_THd, cache, spans, shape)
         q_THd = _adjacent(q_THd)
+        keys, scales = cache.keys, cache.scales
         num_rows, heads, head_dim = q_THd.shape
-        groups, window = cache.keys.shape[1], shape.window or 0
+        groups, window = keys.shape[1], shape.window or 0
         padded, dim = triton.next_power_of_2(heads // groups), max(triton.next_power_of_2(head_dim), 16)
         layout = self._laid_out(spans, attention.TILE // padded)
         splits = layout.splits
@@ -125,10 +136,11 @@ class TritonKernels(Kernels):
             (num_rows, heads, splits, head_dim + 2) if splits > 1 else 0, dtype=torch.float32, device=self.device
         )
         attention.attend[(len(layout.tiles), groups, splits)](
-            q_THd, cache.keys, cache.values, layout.tables, layout.tiles, out, partial,
-            q_THd.stride(0), layout.tables.stride(0), groups, splits, shape.scale, shape.softcap or 0.0, window,
+            q_THd, keys, cache.values, scales, layout.tables, layout.tiles, out, partial,
+            q_THd.stride(0), keys.stride(3), keys.stride(2), 0 if scales is None else scales.stride(0),
+            layout.tables.stride(0), groups, splits, shape.scale, shape.softcap or 0.0, window,
             SHARED=heads // groups, PADDED=padded, HEAD_DIM=head_dim, BLOCK_DIM=dim, POSITIONS=cache.block_size,
-            TILE=attention.TILE, KEYS=attention.KEYS, SPLIT=attention.SPLIT,
+            HAS_SCALES=scales is not None, TILE=attention.TILE, KEYS=attention.KEYS, SPLIT=attention.SPLIT,
             num_warps=attention.WARPS, num_stages=attention.STAGES, enable_fp_fusion=False,
         )  # fmt: skip
         if splits > 1:
