@@ -17,12 +17,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from model.kernels.triton import attention, drawing, matmul, rows
-from model.kernels.triton.kernels import NUMBERS, TILE_COLUMNS, TILE_OUT, TILE_ROWS
+from model.kernels.triton.kernels import NUMBERS
 
-TILES = {"TILE_ROWS": TILE_ROWS, "TILE_OUT": TILE_OUT, "TILE_COLUMNS": TILE_COLUMNS}
+TILES = {"TILE_ROWS": matmul.TILE_ROWS, "TILE_COLUMNS": matmul.TILE_COLUMNS}
 STORED = {"POSITIONS": 16, "place_stride": 1}  # a key in a row
 PAGES = {**STORED, "TILE": attention.TILE, "KEYS": attention.KEYS}
+STAGED = {"num_warps": attention.WARPS, "num_stages": attention.STAGES}
 HEAD = {"HEAD_DIM": 128, "BLOCK_DIM": 128, "SPLIT": attention.SPLIT}
+PACKING = {bits: {"BITS": bits, "GROUP": 32, "HAS_MINIMA": bits == 4} for bits in (0, 4, 8)}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
     *((rows.rms_norm, {"IS_SUM": is_sum, "BLOCK": 4096}) for is_sum in (False, True)),
     (rows.layer_norm, {"BLOCK": 4096, "HAS_BIAS": True}),
@@ -34,13 +36,13 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (rows.gate, {"ACTIVATION": "silu", "BLOCK": NUMBERS}),
     (drawing.argmax, {"BLOCK": drawing.BLOCK}),
     *((drawing.draw, {"IS_MASKED": is_masked, "BLOCK": drawing.BLOCK}) for is_masked in (False, True)),
-    (matmul.dense, {"HAS_BIAS": True, **TILES}),
-    *((matmul.packed, {"BITS": bits, "HAS_MINIMA": bits == 4, "HAS_BIAS": False, **TILES}) for bits in (4, 8)),
-    *((matmul.embed, {"BITS": bits, "HAS_MINIMA": bits == 4, "COLUMNS": NUMBERS}) for bits in (4, 8)),
+    *((matmul.product, {**PACKING[0], "HAS_BIAS": True, **TILES, **form}) for form in (matmul.FEW, matmul.MANY)),
+    *((matmul.product, {**PACKING[bits], "HAS_BIAS": False, **TILES, **matmul.FEW}) for bits in (4, 8)),
+    *((matmul.embed, {**PACKING[bits], "COLUMNS": NUMBERS}) for bits in (4, 8)),
     *(
         (
             attention.attend,
-            {"SHARED": shared, "PADDED": shared, "HAS_SCALES": has_scales, **PAGES, **HEAD},
+            {"SHARED": shared, "PADDED": shared, "HAS_SCALES": has_scales, **PAGES, **HEAD, **STAGED},
         )
         for shared, has_scales in ((1, False), (4, False), (8, False), (4, True))
     ),
@@ -65,8 +67,8 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name == "codes_ptr":
-            types[name] = "*u8" if constants["BITS"] == 4 else "*i8"
+        elif name == "w_ptr":
+            types[name] = {0: "*bf16", 4: "*u8", 8: "*i8"}[constants["BITS"]]
         elif constants.get("HAS_SCALES") and name in INTEGERS:
             types[name] = INTEGERS[name]
         elif (name == "x_ptr" and kernel in LOGITS) or (kernel, name) == (rows.layer_norm, "bias_ptr"):
@@ -87,13 +89,15 @@ def alignment(kernel: Any, constants: dict[str, Any]) -> dict[tuple[int], list[l
 
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
     target = GPUTarget("cuda", capability, 32)
-    for kernel, constants in KERNELS:
+    for kernel, given in KERNELS:
+        options = {name: value for name, value in given.items() if name.startswith("num_")}
+        constants = {name: value for name, value in given.items() if name not in options}
         types, aligned = signature(kernel, constants), alignment(kernel, constants)
         source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
-        options = {"num_warps": attention.WARPS, "num_stages": attention.STAGES} if kernel is attention.attend else {}
         result = triton.compile(source, target=target, options=options)
         name = f"{kernel.__name__} " + " ".join(str(value) for value in constants.values())
-        yield {"name": name, "shared": result.metadata.shared, **resources(result.asm["cubin"])}
+        products = sorted(set(re.findall(r"mma\S*\.(m\d+n\d+k\d+\S*)", result.asm["ptx"])))
+        yield {"name": name, "shared": result.metadata.shared, "products": products, **resources(result.asm["cubin"])}
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Every Triton kernel is compiled for real cards, which need not be there: it lowers, fits, and spills no registers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,3 +26,6 @@ def test_kernels_compile_for(capability: int, tmp_path: Path) -> None:
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_BYTES[capability], kernel
         assert kernel["spilled"] <= FRAME_BYTES, kernel
+    # The instruction's rows and columns enter a sum, its outputs do not; for sm_100 none of them is named.
+    products = [kernel["products"] for kernel in kernels if kernel["name"].startswith("product")]
+    assert len({re.sub(r"n\d+", "", str(found)) for found in products}) == 1, "sums of few and many rows differ"

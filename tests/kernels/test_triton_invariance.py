@@ -35,6 +35,8 @@ def kernels(request: pytest.FixtureRequest, device: torch.device) -> TritonKerne
 
 
 def products(kernels: TritonKernels, make_weight: MakeWeight) -> dict[str, Operation]:
+    """All rows, and 65 of them, are multiplied in the way for many."""
+    kernels.many_rows = 65
     x_TD, ids, bias = torch.randn(ROWS, 96).to(kernels.dtype), torch.arange(ROWS) % 40, torch.randn(40)
     weights = {form: kernels.prepare(make_weight(form, 40, 96)) for form in WEIGHTS}
     return {

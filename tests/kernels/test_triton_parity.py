@@ -60,7 +60,9 @@ def test_linear(
 ) -> None:
     if form == "Q6_K" and columns != 256:
         pytest.skip("its blocks have 256 columns")
+    """From 65 rows on by the way for many."""
     fast, plain = pair
+    fast.many_rows = 65
     weight = make_weight(form, out, columns)
     bias = random(plain, out)
     for num_rows in (0, 1, 65):

@@ -9,10 +9,10 @@ from torch import Tensor
 from model.kernels.drawing import Draws
 from model.kernels.reference import Angles, AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
 from model.kernels.triton import attention, drawing, matmul, rows
-from model.kernels.triton.packing import BITS, Packed, pack
+from model.kernels.triton.packing import BITS, DENSE, Packed, pack
 from model.quantization import PackedTensor
 
-TILE_ROWS, TILE_OUT, TILE_COLUMNS = 64, 32, 64  # of a product
+MANY_ROWS = 256  # from so many on, tiles are wide and packed weights are unpacked first: faster, with the same bits
 NUMBERS = 1024  # of a program that takes numbers one by one
 
 
@@ -30,8 +30,10 @@ class Layout:
 class TritonKernels(Kernels):
     """A row's result has the same bits whatever is computed beside it: no sum's order depends on the batch."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, many_rows: int = MANY_ROWS) -> None:
+        """`many_rows` changes no bit: what it should be on a card is for that card to tell."""
         super().__init__(device, dtype)
+        self.many_rows = many_rows
         self.name = f"triton-{triton.__version__}+{self.name}"
         self.is_exact = True
         self.are_keys_in_rows = True  # what is read at once is then as long as a head
@@ -53,28 +55,22 @@ class TritonKernels(Kernels):
         columns = weight.shape[1]
         y_TD = self._empty(len(ids_T), columns)
         grid = (len(ids_T), triton.cdiv(columns, NUMBERS))
-        matmul.embed[grid](
-            ids_T, weight.codes, weight.scales, weight.minima, y_TD, columns,
-            BITS=weight.bits, HAS_MINIMA=weight.minima is not None, COLUMNS=NUMBERS,
-        )  # fmt: skip
+        matmul.embed[grid](ids_T, *weight.parts, y_TD, columns, COLUMNS=NUMBERS, **weight.packing)
         return y_TD
 
     def linear(self, x_TD: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
-        x_TD = x_TD.contiguous()
         assert isinstance(weight, Packed | Tensor)
+        x_TD, has_many = x_TD.contiguous(), len(x_TD) >= self.many_rows
+        if has_many and isinstance(weight, Packed):
+            weight = self.embed(torch.arange(weight.shape[0], device=self.device), weight)
         (num_rows, columns), out = x_TD.shape, weight.shape[0]
-        y = self._empty(num_rows, out)
-        grid = (triton.cdiv(out, TILE_OUT), triton.cdiv(num_rows, TILE_ROWS))
-        tiles = {"TILE_ROWS": TILE_ROWS, "TILE_OUT": TILE_OUT, "TILE_COLUMNS": TILE_COLUMNS}
-        if isinstance(weight, Tensor):
-            matmul.dense[grid](
-                x_TD, weight, bias, y, num_rows, columns, out, HAS_BIAS=bias is not None, **tiles
-            )  # fmt: skip
-        else:
-            matmul.packed[grid](
-                x_TD, weight.codes, weight.scales, weight.minima, bias, y, num_rows, columns, out,
-                BITS=weight.bits, HAS_MINIMA=weight.minima is not None, HAS_BIAS=bias is not None, **tiles,
-            )  # fmt: skip
+        y, tiles = self._empty(num_rows, out), matmul.MANY if has_many else matmul.FEW
+        parts, packing = (weight.parts, weight.packing) if isinstance(weight, Packed) else ((weight, None, None), DENSE)
+        grid = (triton.cdiv(out, tiles["TILE_OUT"]), triton.cdiv(num_rows, matmul.TILE_ROWS))
+        matmul.product[grid](
+            x_TD, *parts, bias, y, num_rows, columns, out,
+            HAS_BIAS=bias is not None, TILE_ROWS=matmul.TILE_ROWS, TILE_COLUMNS=matmul.TILE_COLUMNS, **packing, **tiles,
+        )  # fmt: skip
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

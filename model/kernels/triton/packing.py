@@ -9,6 +9,7 @@ from model.quantization import Format, PackedTensor
 
 BITS = {Format.Q4_0: 4, Format.Q4_1: 4, Format.Q8_0: 8}  # what is not here is dequantised
 BLOCK_COLUMNS = 32
+DENSE = {"BITS": 0, "GROUP": 1, "HAS_MINIMA": False}  # see `Packed.packing`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +21,16 @@ class Packed:
     codes: Tensor  # 4 bits: uint8 [rows, columns / 2], even columns in the low halves; 8 bits: int8 [rows, columns]
     scales: Tensor  # fp16 [rows, columns / 32]
     minima: Tensor | None  # the same, or all zero
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.codes, self.scales, self.minima
+
+    @property
+    def packing(self) -> dict[str, int]:
+        """What a kernel that reads the parts is compiled for. GROUP columns share a scale."""
+        group = self.shape[1] // self.scales.shape[1]
+        return {"BITS": self.bits, "GROUP": group, "HAS_MINIMA": self.minima is not None}
 
 
 def pack(weight: PackedTensor, device: torch.device) -> Packed:
