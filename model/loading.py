@@ -39,6 +39,7 @@ class Request:
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     activations: Literal["int16", "int8"]
+    exact: bool = True
     kv_dtype: Literal["auto", "float32", "float16", "int16", "int8"]
     context_length: int | None
     kv_memory: float | None  # GiB
@@ -128,7 +129,7 @@ def open_model(request: Request, report: Report, ranks: Ranks = ALONE) -> OpenMo
         description = replace(description, config=config)
     device = _device(request.device, ranks)
     threads = max(1, (request.threads or available_cores()) // ranks.local_size)
-    kernels = select(device, _dtype(request.dtype, device), request.activations, threads)
+    kernels = select(device, _dtype(request.dtype, device), request.activations, threads, request.exact)
     return OpenModel(request, checkpoint, description, kernels, ranks)
 
 

@@ -34,6 +34,10 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "float32", "float16", "int16", "int8"],
         Meta(description="what the KV cache holds; auto means int16 for the C++ kernels, else what is computed in"),
     ] = "auto"
+    exact: Annotated[
+        bool,
+        Meta(description="answers depend on nothing computed beside them; without it a card may use faster libraries"),
+    ] = True
     threads: Annotated[Count | None, Meta(description="CPU threads; unset: every core this process may use")] = None
     tensor_parallel: Annotated[
         int, Meta(ge=1, le=64, description="processes that share the model, each with a card or some of the threads")

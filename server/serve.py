@@ -181,7 +181,8 @@ class _Serving:
         assert self.engine.card is not None, "the card comes before"
         name = self.options.served_model_name or self.engine.card.name
         self.metrics.serving(name, ready)
-        log.info("ready", model=name, device=ready.device, dtype=ready.dtype, longest=self.engine.longest)
+        computing = {"device": ready.device, "dtype": ready.dtype, "kernels": ready.kernels}
+        log.info("ready", model=name, **computing, longest=self.engine.longest)
 
     def _on_card(self, card: ModelCard) -> None:
         """The text tools load beside the weights, and what is wrong with them is known before anyone asks."""

@@ -62,7 +62,7 @@ class TritonKernels(Kernels):
         assert isinstance(weight, Packed | Tensor)
         x_TD, has_many = x_TD.contiguous(), len(x_TD) >= self.many_rows
         if has_many and isinstance(weight, Packed):
-            weight = self.embed(torch.arange(weight.shape[0], device=self.device), weight)
+            weight = self.unpack(weight)
         (num_rows, columns), out = x_TD.shape, weight.shape[0]
         y, tiles = self._empty(num_rows, out), matmul.MANY if has_many else matmul.FEW
         parts, packing = (weight.parts, weight.packing) if isinstance(weight, Packed) else ((weight, None, None), DENSE)
@@ -72,6 +72,10 @@ class TritonKernels(Kernels):
             HAS_BIAS=bias is not None, TILE_ROWS=matmul.TILE_ROWS, TILE_COLUMNS=matmul.TILE_COLUMNS, **packing, **tiles,
         )  # fmt: skip
         return y
+
+    def unpack(self, weight: Packed) -> Tensor:
+        """The matrix [out, in] as the kernels compute with it, row by row of which is what `embed` gives."""
+        return self.embed(torch.arange(weight.shape[0], device=self.device), weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, width = x.contiguous(), x.shape[-1]
@@ -103,7 +107,7 @@ class TritonKernels(Kernels):
     def rotate_and_store(
         self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, angles: Angles | None, cache: LayerCache, slots_T: Tensor
     ) -> Tensor:
-        q_THd, k_TGd, v_TGd = _adjacent(q_THd), _adjacent(k_TGd), _adjacent(v_TGd)
+        q_THd, k_TGd, v_TGd = adjacent(q_THd), adjacent(k_TGd), adjacent(v_TGd)
         (num_rows, num_heads, head_dim), groups = q_THd.shape, k_TGd.shape[1]
         cos, sin = (angle.contiguous() for angle in angles) if angles else (None, None)
         rotated = self._empty(num_rows, num_heads, head_dim) if angles else q_THd
@@ -120,7 +124,7 @@ class TritonKernels(Kernels):
         return rotated
 
     def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
-        q_THd = _adjacent(q_THd)
+        q_THd = adjacent(q_THd)
         keys, scales = cache.keys, cache.scales
         num_rows, heads, head_dim = q_THd.shape
         groups, window = keys.shape[1], shape.window or 0
@@ -205,7 +209,7 @@ class TritonKernels(Kernels):
         )
 
 
-def _adjacent(x_THd: Tensor) -> Tensor:
+def adjacent(x_THd: Tensor) -> Tensor:
     """x with each row's numbers side by side; rows may lie apart, as slices of a wider product do."""
     _, heads, head_dim = x_THd.shape
     is_adjacent = x_THd.stride(2) == 1 and (heads == 1 or x_THd.stride(1) == head_dim)
