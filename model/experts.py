@@ -11,6 +11,24 @@ from model.layers import Mlp
 from model.linear import Adapted, Linear
 from model.weights import Weights
 
+# Shapes: T rows of the step, E experts of a row, R pairs of the two, D model width
+
+
+class Projections:
+    """One projection of every expert, each of them for rows of its own."""
+
+    def __init__(self, projections: list[Linear], kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.stacks = [kernels.stack(parts) for parts in zip(*(each.weights for each in projections), strict=True)]
+        biases = [each.bias for each in projections if each.bias is not None]
+        assert len(biases) in (0, len(projections)), "some experts have biases"
+        self.biases = torch.stack(biases) if biases else None
+
+    def __call__(self, x_RD: Tensor, chosen_R: Tensor) -> Tensor:
+        parts = [self.kernels.linear_of_each(x_RD, chosen_R, stack) for stack in self.stacks]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return y if self.biases is None else y + self.biases[chosen_R]
+
 
 class MixtureOfExperts:
     """Shazeer et al. 2017, routed as in Mixtral: softmax over all experts, the likeliest few, their weighted sum."""
@@ -18,23 +36,27 @@ class MixtureOfExperts:
     def __init__(self, weights: Weights, experts: Experts, config: ModelConfig, kernels: Kernels) -> None:
         self.features = experts
         self.router = Linear(weights, {"router": experts.count}, config.dim, kernels)
-        self.experts = [
-            Mlp(weights.below(f"experts.{i}"), experts.hidden_dim, config, kernels) for i in range(experts.count)
-        ]
+        each = [Mlp(weights.below(f"experts.{i}"), experts.hidden_dim, config, kernels) for i in range(experts.count)]
+        self.up = Projections([mlp.up for mlp in each], kernels)
+        self.activate = each[0].activate
+        self.down = Projections([mlp.down for mlp in each], kernels)
 
     def __call__(self, x_TD: Tensor, _: Sequence[Adapted] = ()) -> Tensor:
         """No adapter has a part in it: see `Transformer.projections`."""
         chosen_TE, share_TE = self._route(x_TD)
+        chosen_R, x_RD = chosen_TE.flatten(), x_TD.repeat_interleave(self.features.per_token, dim=0)
+        y_RD = self.down(self.activate(self.up(x_RD, chosen_R)), chosen_R)
+        y_TED = y_RD.view(*chosen_TE.shape, -1) * share_TE[..., None]
         y_TD = torch.zeros_like(x_TD)
-        for index in torch.unique(chosen_TE).tolist():  # ascending, so that a row's sum has one order in any batch
-            rows, places = torch.where(chosen_TE == index)
-            y_TD[rows] += self.experts[index](x_TD[rows]) * share_TE[rows, places, None]
+        for place in range(self.features.per_token):
+            y_TD += y_TED[:, place]
         return y_TD
 
     def _route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts of each row and their shares, [T, experts per token]."""
+        """The experts of each row, ascending, so that a row's sum has one order in any batch; and their shares."""
         probabilities = torch.softmax(self.router(x_TD).float(), dim=-1)
         share_TE, chosen_TE = probabilities.topk(self.features.per_token, dim=-1)
         if self.features.normalize:
             share_TE = share_TE / share_TE.sum(-1, keepdim=True)
-        return chosen_TE, share_TE.to(x_TD.dtype)
+        chosen_TE, order_TE = chosen_TE.sort(dim=-1)
+        return chosen_TE, share_TE.gather(-1, order_TE).to(x_TD.dtype)

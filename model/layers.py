@@ -92,8 +92,10 @@ class Mlp:
         self.down = Linear(weights, {"down": config.dim}, hidden_dim, kernels)
 
     def __call__(self, x_TD: Tensor, adapted: Sequence[Adapted] = ()) -> Tensor:
-        activate = self.kernels.gate if self.gated else self.kernels.activate
-        return self.down(activate(self.up(x_TD, adapted), self.activation), adapted)
+        return self.down(self.activate(self.up(x_TD, adapted)), adapted)
+
+    def activate(self, x_TF: Tensor) -> Tensor:
+        return (self.kernels.gate if self.gated else self.kernels.activate)(x_TF, self.activation)
 
 
 class Residual:

@@ -7,7 +7,7 @@ N blocks of the cache, B positions of a block, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,20 @@ class Kernels:
         """x W^T + b with a prepared W [out, D] -> [T, out]."""
         assert isinstance(weight, Tensor)
         return F.linear(x_TD, weight, bias)
+
+    def stack(self, weights: Sequence[Prepared]) -> Prepared:
+        """Prepared matrices of one shape [out, D] as `linear_of_each` takes them."""
+        return tuple(weights)
+
+    def linear_of_each(self, x_TD: Tensor, chosen_T: Tensor, stack: Prepared) -> Tensor:
+        """Each row times the matrix of the stack that `chosen_T` (int64) names -> [T, out]."""
+        assert isinstance(stack, tuple)
+        order_T = torch.argsort(chosen_T, stable=True)
+        groups = torch.split(x_TD[order_T], torch.bincount(chosen_T, minlength=len(stack)).tolist())
+        ordered_TO = torch.cat([self.linear(x, weight) for x, weight in zip(groups, stack, strict=True) if len(x)])
+        y_TO = torch.empty_like(ordered_TO)
+        y_TO[order_T] = ordered_TO
+        return y_TO
 
     def add_low_rank(self, y_TO: Tensor, x_TD: Tensor, down: Prepared, up: Prepared) -> Tensor:
         """y + (x A^T) B^T with prepared A [R, D] and B [O, R], as low-rank adapters have them -> [T, O]."""

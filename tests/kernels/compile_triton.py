@@ -38,6 +38,7 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     *((drawing.draw, {"IS_MASKED": is_masked, "BLOCK": drawing.BLOCK}) for is_masked in (False, True)),
     *((matmul.product, {**PACKING[0], "HAS_BIAS": True, **TILES, **form}) for form in (matmul.FEW, matmul.MANY)),
     *((matmul.product, {**PACKING[bits], "HAS_BIAS": False, **TILES, **matmul.FEW}) for bits in (4, 8)),
+    *((matmul.product_of_each, {**PACKING[bits], "MATRICES": 8, **TILES, **matmul.FEW}) for bits in (0, 4)),
     *((matmul.embed, {**PACKING[bits], "COLUMNS": NUMBERS}) for bits in (4, 8)),
     *(
         (
@@ -51,7 +52,7 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
 POINTERS = {
     **dict.fromkeys(["weight_ptr", "cos_ptr", "sin_ptr", "partial_ptr"], "*fp32"),
     **dict.fromkeys(["slots_ptr", "ids_ptr", "best_ptr", "tables_ptr", "tiles_ptr", "positions_ptr"], "*i64"),
-    **dict.fromkeys(["top_k_ptr", "seed_ptr", "position_ptr"], "*i64"),
+    **dict.fromkeys(["top_k_ptr", "seed_ptr", "position_ptr", "order_ptr", "counts_ptr"], "*i64"),
     **dict.fromkeys(["temperature_ptr", "top_p_ptr", "min_p_ptr"], "*fp64"),
     **dict.fromkeys(["scales_ptr", "minima_ptr"], "*fp16"),
     "allowed_ptr": "*i1",

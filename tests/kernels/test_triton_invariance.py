@@ -39,7 +39,9 @@ def products(kernels: TritonKernels, make_weight: MakeWeight) -> dict[str, Opera
     kernels.many_rows = 65
     x_TD, ids, bias = torch.randn(ROWS, 96).to(kernels.dtype), torch.arange(ROWS) % 40, torch.randn(40)
     weights = {form: kernels.prepare(make_weight(form, 40, 96)) for form in WEIGHTS}
+    chosen, stack = ids % 3, kernels.stack([kernels.prepare(make_weight("Q4_1", 40, 96)) for _ in range(4)])
     return {
+        "linear_of_each": lambda rows: kernels.linear_of_each(x_TD[rows], chosen[rows], stack),
         **{f"linear {form}": lambda rows, w=w: kernels.linear(x_TD[rows], w) for form, w in weights.items()},
         "linear biased": lambda rows: kernels.linear(x_TD[rows], weights["Q4_1"], bias.to(kernels.dtype)),
         "embed": lambda rows: kernels.embed(ids[rows], weights["Q4_1"]),
@@ -102,7 +104,7 @@ def all_operations(kernels: TritonKernels, make_weight: MakeWeight) -> dict[str,
 
 def test_every_override_is_here(kernels: TritonKernels, make_weight: MakeWeight) -> None:
     overridden = {name for name in vars(TritonKernels) if name in vars(Kernels) and not name.startswith("_")}
-    of_no_rows = {"prepare", "prepared_bytes"}
+    of_no_rows = {"prepare", "prepared_bytes", "stack"}
     assert {name.split()[0].rstrip(",") for name in all_operations(kernels, make_weight)} == overridden - of_no_rows
 
 

@@ -8,12 +8,15 @@ each operation there.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kernels import Kernels
 from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
@@ -47,8 +50,8 @@ def random(kernels: Kernels, *shape: int) -> Tensor:
 
 def test_every_override_is_compared_with_the_reference() -> None:
     overridden = {name for name in vars(TritonKernels) if name in vars(Kernels) and not name.startswith("_")}
-    tested = {"prepare", "prepared_bytes", "linear", "embed", "rms_norm", "add_rms_norm", "layer_norm"}
-    tested |= {"rotate_and_store", "attention", "activate", "gate", "argmax"}
+    tested = {"prepare", "prepared_bytes", "linear", "embed", "stack", "linear_of_each"}
+    tested |= {"rms_norm", "add_rms_norm", "layer_norm", "rotate_and_store", "attention", "activate", "gate", "argmax"}
     tested |= {"draw"}  # in test_triton_draw.py
     assert overridden == tested, "an operation was added or dropped: give it a comparison below, and its name here"
 
@@ -72,6 +75,42 @@ def test_linear(
             expected = plain.linear(x_TD, plain.prepare(weight), case)
             assert_close(actual, expected) if num_rows else None
             assert actual.shape == (num_rows, out)
+
+
+@pytest.mark.parametrize("forms", [["F32"] * 5, ["Q4_1"] * 5, ["Q8_0"] * 5, ["F32", "Q4_0", "Q8_0", "Q4_0", "Q4_1"]])
+def test_each_rows_own_matrix(pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight, forms: list[str]) -> None:
+    """None at all, one row, a whole tile, more than a tile; with the very bits of a product with one matrix."""
+    fast, plain = pair
+    weights = [make_weight(form, 33, 96) for form in forms]
+    chosen = torch.tensor([1] * 66 + [4] * 64 + [2])[torch.randperm(131)]
+    x_TD = random(plain, 131, 96)
+    prepared = [fast.prepare(weight) for weight in weights]
+    for rows in (slice(None), slice(2)):
+        actual = fast.linear_of_each(x_TD[rows], chosen[rows], fast.stack(prepared))
+        stack = plain.stack([plain.prepare(weight) for weight in weights])
+        assert_close(actual, plain.linear_of_each(x_TD[rows], chosen[rows], stack))
+        for index, weight in enumerate(prepared):
+            own = chosen[rows] == index
+            assert torch.equal(actual[own], fast.linear(x_TD[rows][own], weight))
+
+
+class WithoutHost(TorchDispatchMode):
+    """Refuses what has to wait for a card, and so keeps a forward pass out of a graph."""
+
+    waiting = ("aten.nonzero", "aten._unique", "aten.bincount", "aten._local_scalar_dense", "aten.unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not str(func).startswith(self.waiting), f"{func} needs the host to know a result"
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_find_their_matrices_without_the_host(device: torch.device) -> None:
+    for kind, waits in ((TritonKernels, False), (Kernels, True)):
+        kernels = kind(device, torch.float32)
+        stack = kernels.stack([kernels.prepare(torch.randn(8, 32)) for _ in range(3)])
+        x_TD, chosen = torch.randn(5, 32), torch.tensor([2, 0, 2, 2, 0])
+        with pytest.raises(AssertionError, match="needs the host") if waits else nullcontext(), WithoutHost():
+            kernels.linear_of_each(x_TD, chosen, stack)
 
 
 @pytest.mark.parametrize("form", ["Q4_0", "Q4_1", "Q8_0"])

@@ -161,7 +161,10 @@ def test_experts_stay_on_the_device() -> None:
     x_TD = torch.empty(21, 64, device=CUDA, dtype=torch.bfloat16)
     chosen, share = mixture._route(x_TD)
     assert (chosen.device, share.device, share.dtype) == (CUDA, CUDA, torch.bfloat16)
-    assert all(expert(x_TD).device == CUDA for expert in mixture.experts)
+    for projections in (mixture.up, mixture.down):
+        assert projections.biases is not None
+        tensors = [projections.biases, *(weight for stack in projections.stacks for weight in stack)]
+        assert {tensor.device for tensor in tensors} == {CUDA}
 
 
 def norm_left_behind(model: Transformer, inputs: Inputs, cache: KVCache) -> Inputs:

@@ -1,6 +1,8 @@
 """The operations of the forward pass in Triton, for GPUs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import triton
@@ -9,7 +11,7 @@ from torch import Tensor
 from model.kernels.drawing import Draws
 from model.kernels.reference import Angles, AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
 from model.kernels.triton import attention, drawing, matmul, rows
-from model.kernels.triton.packing import BITS, DENSE, Packed, pack
+from model.kernels.triton.packing import BITS, DENSE, Packed, Stack, concatenated, pack
 from model.quantization import PackedTensor
 
 MANY_ROWS = 256  # from so many on, tiles are wide and packed weights are unpacked first: faster, with the same bits
@@ -65,11 +67,32 @@ class TritonKernels(Kernels):
             weight = self.unpack(weight)
         (num_rows, columns), out = x_TD.shape, weight.shape[0]
         y, tiles = self._empty(num_rows, out), matmul.MANY if has_many else matmul.FEW
-        parts, packing = (weight.parts, weight.packing) if isinstance(weight, Packed) else ((weight, None, None), DENSE)
+        parts, packing = _parts(weight)
         grid = (triton.cdiv(out, tiles["TILE_OUT"]), triton.cdiv(num_rows, matmul.TILE_ROWS))
         matmul.product[grid](
             x_TD, *parts, bias, y, num_rows, columns, out,
             HAS_BIAS=bias is not None, TILE_ROWS=matmul.TILE_ROWS, TILE_COLUMNS=matmul.TILE_COLUMNS, **packing, **tiles,
+        )  # fmt: skip
+        return y
+
+    def stack(self, weights: Sequence[Prepared]) -> Prepared:
+        packed = [weight for weight in weights if isinstance(weight, Packed)]
+        if len(packed) == len(weights) and all(weight.packing == packed[0].packing for weight in packed):
+            return Stack(len(packed), concatenated(packed))
+        dense = [self.unpack(weight) if isinstance(weight, Packed) else cast(Tensor, weight) for weight in weights]
+        return Stack(len(dense), torch.cat(dense))
+
+    def linear_of_each(self, x_TD: Tensor, chosen_T: Tensor, stack: Prepared) -> Tensor:
+        assert isinstance(stack, Stack)
+        x_TD, (num_rows, columns) = x_TD.contiguous(), x_TD.shape
+        out, order_T = stack.matrix.shape[0] // stack.count, torch.argsort(chosen_T, stable=True)
+        counts = (chosen_T[:, None] == torch.arange(stack.count, device=self.device)).sum(0)
+        y = self._empty(num_rows, out)
+        parts, packing = _parts(stack.matrix)
+        most_tiles = min(num_rows, num_rows // matmul.TILE_ROWS + stack.count)
+        matmul.product_of_each[(triton.cdiv(out, matmul.FEW["TILE_OUT"]), most_tiles)](
+            x_TD, *parts, order_T, counts, y, columns, out, stack.count, MATRICES=triton.next_power_of_2(stack.count),
+            TILE_ROWS=matmul.TILE_ROWS, TILE_COLUMNS=matmul.TILE_COLUMNS, **packing, **matmul.FEW,
         )  # fmt: skip
         return y
 
@@ -207,6 +230,11 @@ class TritonKernels(Kernels):
             torch.tensor(positions, dtype=torch.int64, device=self.device),
             triton.cdiv(max(span.stop for span in spans), attention.SPLIT),
         )
+
+
+def _parts(matrix: Packed | Tensor) -> tuple[tuple[Tensor | None, ...], dict[str, int]]:
+    """What a product reads, and what it is compiled for."""
+    return (matrix.parts, matrix.packing) if isinstance(matrix, Packed) else ((matrix, None, None), DENSE)
 
 
 def adjacent(x_THd: Tensor) -> Tensor:

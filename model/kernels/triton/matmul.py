@@ -38,16 +38,12 @@ def weights_at(
 
 
 @triton.jit
-def product(
-    x_ptr, w_ptr, scales_ptr, minima_ptr, bias_ptr, y_ptr, rows, columns, out,
-    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MINIMA: tl.constexpr, HAS_BIAS: tl.constexpr,
-    TILE_ROWS: tl.constexpr, TILE_OUT: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+def sums(
+    x_ptr, w_ptr, scales_ptr, minima_ptr, row, is_row, unit, is_unit, columns,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MINIMA: tl.constexpr, TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """BITS is 0 where W is dense; else GROUP columns share a scale."""
-    row = (tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)).to(tl.int64)
-    unit = (tl.program_id(0) * TILE_OUT + tl.arange(0, TILE_OUT)).to(tl.int64)
-    is_row, is_unit = row < rows, unit < out
-    total = tl.zeros((TILE_ROWS, TILE_OUT), tl.float32)
+    """Rows of x times rows `unit` of W, fp32. BITS is 0 where W is dense; else GROUP columns share a scale."""
+    total = tl.zeros((row.shape[0], unit.shape[0]), tl.float32)
     for start in range(0, columns, TILE_COLUMNS):
         column = start + tl.arange(0, TILE_COLUMNS)
         x = tl.load(x_ptr + row[:, None] * columns + column, is_row[:, None] & (column < columns), 0.0)
@@ -55,9 +51,55 @@ def product(
             w_ptr, scales_ptr, minima_ptr, unit, is_unit, start, columns, BITS, GROUP, HAS_MINIMA, TILE_COLUMNS
         )  # fmt: skip
         total = tl.dot(x, tl.trans(w.to(x.dtype)), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def product(
+    x_ptr, w_ptr, scales_ptr, minima_ptr, bias_ptr, y_ptr, rows, columns, out,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MINIMA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_OUT: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)).to(tl.int64)
+    unit = (tl.program_id(0) * TILE_OUT + tl.arange(0, TILE_OUT)).to(tl.int64)
+    is_row, is_unit = row < rows, unit < out
+    total = sums(
+        x_ptr, w_ptr, scales_ptr, minima_ptr, row, is_row, unit, is_unit, columns, BITS, GROUP, HAS_MINIMA, TILE_COLUMNS
+    )  # fmt: skip
     if HAS_BIAS:
         total += tl.load(bias_ptr + unit, is_unit, 0.0).to(tl.float32)
     tl.store(y_ptr + row[:, None] * out + unit, total.to(y_ptr.dtype.element_ty), is_row[:, None] & is_unit)
+
+
+@triton.jit
+def product_of_each(
+    x_ptr, w_ptr, scales_ptr, minima_ptr, order_ptr, counts_ptr, y_ptr, columns, out, matrices,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MINIMA: tl.constexpr, MATRICES: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_OUT: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """W is so many matrices of `out` rows each. Rows of x in the order given use them one after the other.
+
+    Each matrix's rows begin a tile of their own: which one a program has is counted here, so that no host has to know.
+    MATRICES is a power of two above their number.
+    """
+    matrix = tl.arange(0, MATRICES)
+    counts = tl.load(counts_ptr + matrix, matrix < matrices, 0)
+    tiles = tl.cdiv(counts, TILE_ROWS)
+    last_tiles = tl.cumsum(tiles)
+    own = tl.sum((last_tiles <= tl.program_id(1)).to(tl.int32))
+    if own < matrices:
+        is_own, is_before = matrix == own, matrix < own
+        first_row, first_tile = tl.sum(tl.where(is_before, counts, 0)), tl.sum(tl.where(is_before, tiles, 0))
+        rank = (tl.program_id(1) - first_tile) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+        is_row = rank < tl.sum(tl.where(is_own, counts, 0))
+        row = tl.load(order_ptr + first_row + rank, is_row, 0)
+        unit = (tl.program_id(0) * TILE_OUT + tl.arange(0, TILE_OUT)).to(tl.int64)
+        is_unit = unit < out
+        total = sums(
+            x_ptr, w_ptr, scales_ptr, minima_ptr, row, is_row, own.to(tl.int64) * out + unit, is_unit, columns,
+            BITS, GROUP, HAS_MINIMA, TILE_COLUMNS,
+        )  # fmt: skip
+        tl.store(y_ptr + row[:, None] * out + unit, total.to(y_ptr.dtype.element_ty), is_row[:, None] & is_unit)
 
 
 @triton.jit

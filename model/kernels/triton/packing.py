@@ -1,5 +1,6 @@
 """Packed weights as the GPU's products read them: codes, scales and minima apart, each in rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,23 @@ class Packed:
         """What a kernel that reads the parts is compiled for. GROUP columns share a scale."""
         group = self.shape[1] // self.scales.shape[1]
         return {"BITS": self.bits, "GROUP": group, "HAS_MINIMA": self.minima is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """Matrices of one shape, one above the other."""
+
+    count: int
+    matrix: Packed | Tensor
+
+
+def concatenated(matrices: Sequence[Packed]) -> Packed:
+    """Their rows, first to last; all have the same bits, and minima or none."""
+    first = matrices[0]
+    shape = sum(matrix.shape[0] for matrix in matrices), first.shape[1]
+    minima = [matrix.minima for matrix in matrices if matrix.minima is not None]
+    codes, scales = (torch.cat([getattr(matrix, name) for matrix in matrices]) for name in ("codes", "scales"))
+    return Packed(shape, first.bits, codes, scales, torch.cat(minima) if minima else None)
 
 
 def pack(weight: PackedTensor, device: torch.device) -> Packed:
