@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.batch import GREEDY, Chunk, DeadEnd, Logprobs, Sample, Sampling
 from model.kernels import Kernels
-from model.kernels.drawing import Draw, Draws, likeliest
+from model.kernels.drawing import Draw, likeliest
 from model.restriction import allowed
 
 # Shapes: S rows of a chunk that choose, V vocabulary
@@ -61,8 +61,7 @@ def choose(logits_V: Tensor, best: int, chunk: Chunk, mask: bytes | None, kernel
     if sampling.temperature == GREEDY and adjusted_V is logits_V and allowed_V is None:
         token = best
     else:
-        draws = Draws.of([draw_of(sampling, chunk.stop)], logits_V.device)
-        token = int(kernels.draw(adjusted_V[None], draws, None if allowed_V is None else allowed_V[None]))
+        token = kernels.draw_one(adjusted_V, draw_of(sampling, chunk.stop), allowed_V)
     if token < 0:
         return _NOT_FINITE
     if sampling.top_logprobs is None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.drawing import Draws, draw
+from model.kernels.drawing import Draw, Draws, draw
 from model.quantization import PackedTensor
 
 SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
@@ -243,13 +243,19 @@ class Kernels:
 
         -1 where a logit is not finite, allowed or not, and where none is allowed. See `drawing.py`.
         """
-        best_S = self.argmax(logits_SV)
+        can_choose_S = self.argmax(logits_SV) >= 0
+        masks: Sequence[Tensor | None] = [None] * len(logits_SV)
         if allowed_SV is not None:
-            logits_SV = torch.where(allowed_SV, logits_SV, -torch.inf)
-            best_S = torch.where((best_S >= 0) & allowed_SV.any(-1), logits_SV.argmax(-1), -1)
-        rows = zip(logits_SV, best_S.tolist(), draws.rows(), strict=True)
-        ids = [best if best < 0 or how.temperature == 0.0 else draw(row, how) for row, best, how in rows]
+            can_choose_S, masks = can_choose_S & allowed_SV.any(-1), allowed_SV.unbind()
+        rows = zip(can_choose_S.tolist(), logits_SV, draws.rows(), masks, strict=True)
+        ids = [self.draw_one(*row) if can_choose else -1 for can_choose, *row in rows]
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
+
+    def draw_one(self, logits_V: Tensor, how: Draw, allowed_V: Tensor | None = None) -> int:
+        """The same of a row that is known to have a choice, without tensors for what is known on the host."""
+        if allowed_V is not None:
+            logits_V = torch.where(allowed_V, logits_V, -torch.inf)
+        return int(torch.argmax(logits_V)) if how.temperature == 0.0 else draw(logits_V, how)
 
 
 def _quantize(x_TGd: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,7 @@ def assert_same(cases: list[tuple[Tensor, Draw]], device: torch.device, allowed:
     draws = Draws.of(rows, device)
     chosen = fast.draw(logits, draws, allowed).tolist()
     assert chosen == plain.draw(logits, draws, allowed).tolist()
+    assert chosen[0] == fast.draw_one(logits[0], rows[0], None if allowed is None else allowed[0])
     return chosen
 
 

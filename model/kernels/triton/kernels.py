@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from model.kernels.drawing import Draws
+from model.kernels.drawing import Draw, Draws
 from model.kernels.reference import Angles, AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
 from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.packing import BITS, DENSE, Packed, Stack, concatenated, pack
@@ -204,6 +204,10 @@ class TritonKernels(Kernels):
             ids_S, width, IS_MASKED=allowed_SV is not None, BLOCK=drawing.BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
         return ids_S
+
+    def draw_one(self, logits_V: Tensor, how: Draw, allowed_V: Tensor | None = None) -> int:
+        allowed_1V = None if allowed_V is None else allowed_V[None]
+        return int(self.draw(logits_V[None], Draws.of([how], self.device), allowed_1V))
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
