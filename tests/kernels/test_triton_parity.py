@@ -229,6 +229,15 @@ def test_attention(pair: tuple[TritonKernels, Kernels], heads: int, groups: int,
         assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
 
 
+@pytest.mark.parametrize("shared", range(1, 9))
+def test_attention_of_so_many_heads_a_group(device: torch.device, shared: int) -> None:
+    """A block's border and its neighbours on either side, and more rows than a tile has."""
+    fast, plain = (kind(device, torch.float32) for kind in (TritonKernels, Kernels))
+    spans, held = spans_of([(15, 1), (16, 1), (17, 1), (0, 9)], 8), cache(plain, 8, 2, 16)
+    q_THd, shape = random(plain, spans[-1].last_row, 2 * shared, 16), AttentionShape(0.25, None, None)
+    assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16], ids=str)
 def test_attention_over_integers(pair: tuple[TritonKernels, Kernels], dtype: torch.dtype) -> None:
     fast, plain = pair

@@ -44,6 +44,27 @@ def softmax_step(scores, largest, weight):
 
 
 @triton.jit
+def store_sums(
+    out_ptr, partial_ptr, total, largest, weight, is_query, out_row, position, split, splits, window,
+    HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """As the result where a query sees keys of this split alone, else as a part of it; of other queries nothing."""
+    place = tl.arange(0, BLOCK_DIM)
+    inside = place < HEAD_DIM
+    oldest = oldest_seen(position, window)
+    is_here = is_query & (split <= position // SPLIT) & (split >= oldest // SPLIT)
+    is_alone = oldest // SPLIT == position // SPLIT
+    y = total / tl.where(weight > 0, weight, 1.0)[:, None]
+    whole = (is_here & is_alone)[:, None] & inside
+    tl.store(out_ptr + out_row[:, None] * HEAD_DIM + place, y.to(out_ptr.dtype.element_ty), whole)
+    part = is_here & ~is_alone
+    partial_row = (out_row * splits + split) * (HEAD_DIM + 2)
+    tl.store(partial_ptr + partial_row[:, None] + place, total, part[:, None] & inside)
+    tl.store(partial_ptr + partial_row + HEAD_DIM, largest, part)
+    tl.store(partial_ptr + partial_row + HEAD_DIM + 1, weight, part)
+
+
+@triton.jit
 def attend(
     q_ptr, keys_ptr, values_ptr, scales_ptr, tables_ptr, tiles_ptr, out_ptr, partial_ptr,
     q_stride, key_stride, place_stride, scales_stride, table_stride, groups, splits, scale, softcap, window,
@@ -97,18 +118,11 @@ def attend(
         weights, fade, largest, weight = softmax_step(scores, largest, weight)
         total = tl.dot(weights.to(q.dtype), v.to(q.dtype), total * fade[:, None], input_precision="ieee")
 
-    oldest = oldest_seen(position, window)
-    is_here = is_query & (split <= position // SPLIT) & (split >= oldest // SPLIT)
-    is_alone = oldest // SPLIT == position // SPLIT
     out_row = ((first_row + row) * groups + group) * SHARED + head
-    y = total / tl.where(weight > 0, weight, 1.0)[:, None]
-    whole = is_here & is_alone
-    tl.store(out_ptr + out_row[:, None] * HEAD_DIM + place, y.to(out_ptr.dtype.element_ty), whole[:, None] & inside)
-    part = is_here & ~is_alone
-    partial_row = (out_row * splits + split) * (HEAD_DIM + 2)
-    tl.store(partial_ptr + partial_row[:, None] + place, total, part[:, None] & inside)
-    tl.store(partial_ptr + partial_row + HEAD_DIM, largest, part)
-    tl.store(partial_ptr + partial_row + HEAD_DIM + 1, weight, part)
+    store_sums(
+        out_ptr, partial_ptr, total, largest, weight, is_query, out_row, position, split, splits, window,
+        HEAD_DIM, BLOCK_DIM, SPLIT,
+    )  # fmt: skip
 
 
 @triton.jit
