@@ -23,7 +23,13 @@ TILES = {"TILE_ROWS": matmul.TILE_ROWS, "TILE_COLUMNS": matmul.TILE_COLUMNS}
 STORED = {"POSITIONS": 16, "place_stride": 1}  # a key in a row
 PAGES = {**STORED, "TILE": attention.TILE, "KEYS": attention.KEYS}
 STAGED = {"num_warps": attention.WARPS, "num_stages": attention.STAGES}
-HEAD = {"HEAD_DIM": 128, "BLOCK_DIM": 128, "SPLIT": attention.SPLIT}
+
+
+def attending(shared: int, head_dim: int = 128, has_scales: bool = False) -> tuple[Any, dict[str, Any]]:
+    heads = {"SHARED": shared, "PADDED": shared, "HEAD_DIM": head_dim, "BLOCK_DIM": head_dim, "SPLIT": attention.SPLIT}
+    return attention.attend, {**heads, "HAS_SCALES": has_scales, **PAGES, **STAGED}
+
+
 PACKING = {bits: {"BITS": bits, "GROUP": 32, "HAS_MINIMA": bits == 4} for bits in (0, 4, 8)}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
     *((rows.rms_norm, {"IS_SUM": is_sum, "BLOCK": 4096}) for is_sum in (False, True)),
@@ -37,17 +43,14 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (drawing.argmax, {"BLOCK": drawing.BLOCK}),
     *((drawing.draw, {"IS_MASKED": is_masked, "BLOCK": drawing.BLOCK}) for is_masked in (False, True)),
     *((matmul.product, {**PACKING[0], "HAS_BIAS": True, **TILES, **form}) for form in (matmul.FEW, matmul.MANY)),
+    (matmul.product, {**PACKING[0], "HAS_BIAS": False, **TILES, **matmul.MANY, "numbers": "*fp32"}),
     *((matmul.product, {**PACKING[bits], "HAS_BIAS": False, **TILES, **matmul.FEW}) for bits in (4, 8)),
     *((matmul.product_of_each, {**PACKING[bits], "MATRICES": 8, **TILES, **matmul.FEW}) for bits in (0, 4)),
     *((matmul.embed, {**PACKING[bits], "COLUMNS": NUMBERS}) for bits in (4, 8)),
-    *(
-        (
-            attention.attend,
-            {"SHARED": shared, "PADDED": shared, "HAS_SCALES": has_scales, **PAGES, **HEAD, **STAGED},
-        )
-        for shared, has_scales in ((1, False), (4, False), (8, False), (4, True))
-    ),
-    (attention.combine, HEAD),
+    *(attending(shared) for shared in (1, 4, 8)),
+    attending(4, has_scales=True),
+    attending(2, head_dim=256),
+    (attention.combine, {"HEAD_DIM": 128, "BLOCK_DIM": 128, "SPLIT": attention.SPLIT}),
 ]
 POINTERS = {
     **dict.fromkeys(["weight_ptr", "cos_ptr", "sin_ptr", "partial_ptr"], "*fp32"),
@@ -63,19 +66,19 @@ SIZES = ("width", "columns", "out")
 FLOATS = ("eps", "scale", "softcap", "limit")
 
 
-def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
+def signature(kernel: Any, constants: dict[str, Any], numbers: str) -> dict[str, str]:
     types = {}
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"
         elif name == "w_ptr":
-            types[name] = {0: "*bf16", 4: "*u8", 8: "*i8"}[constants["BITS"]]
+            types[name] = {0: numbers, 4: "*u8", 8: "*i8"}[constants["BITS"]]
         elif constants.get("HAS_SCALES") and name in INTEGERS:
             types[name] = INTEGERS[name]
         elif (name == "x_ptr" and kernel in LOGITS) or (kernel, name) == (rows.layer_norm, "bias_ptr"):
             types[name] = "*fp32"
         elif name.endswith("_ptr"):
-            types[name] = POINTERS.get(name, "*bf16")
+            types[name] = POINTERS.get(name, numbers)
         else:
             types[name] = "fp32" if name in FLOATS else "i32"
     return types
@@ -92,11 +95,12 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
     target = GPUTarget("cuda", capability, 32)
     for kernel, given in KERNELS:
         options = {name: value for name, value in given.items() if name.startswith("num_")}
-        constants = {name: value for name, value in given.items() if name not in options}
-        types, aligned = signature(kernel, constants), alignment(kernel, constants)
+        numbers = given.get("numbers", "*bf16")  # what the model computes in
+        constants = {name: value for name, value in given.items() if name not in (*options, "numbers")}
+        types, aligned = signature(kernel, constants, numbers), alignment(kernel, constants)
         source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
         result = triton.compile(source, target=target, options=options)
-        name = f"{kernel.__name__} " + " ".join(str(value) for value in constants.values())
+        name = f"{kernel.__name__} {numbers} " + " ".join(str(value) for value in constants.values())
         products = sorted(set(re.findall(r"mma\S*\.(m\d+n\d+k\d+\S*)", result.asm["ptx"])))
         yield {"name": name, "shared": result.metadata.shared, "products": products, **resources(result.asm["cubin"])}
 

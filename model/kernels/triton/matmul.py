@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 TILE_ROWS, TILE_COLUMNS = 64, 64
-FEW, MANY = {"TILE_OUT": 32, "num_warps": 4}, {"TILE_OUT": 256, "num_warps": 8}  # rows: so many outputs of a program
+FEW, MANY = {"TILE_OUT": 32, "num_warps": 4}, {"TILE_OUT": 128, "num_warps": 8}  # rows: so many outputs of a program
 
 
 @triton.jit
