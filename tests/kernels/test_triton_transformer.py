@@ -1,0 +1,94 @@
+"""Whether a whole Transformer on the Triton kernels says what it says on the reference, however a prompt is cut."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.batch import Batch, Chunk
+from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope
+from model.inputs import pack
+from model.kernels import Kernels
+from model.kernels.triton import TritonKernels
+from model.kv_cache import KVCache
+from model.quantization import PackedTensor
+from model.transformer import Transformer
+
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    hidden_dim=96,
+    context_length=64,
+)
+GEMMA = replace(
+    LLAMA,
+    family="gemma",
+    norm_place=NormPlace.SANDWICH,
+    windows=(9, None),
+    local_rope=Rope(500.0),
+    attention_softcap=2.0,
+    logits_softcap=9.0,
+    embedding_scale=8.0,
+    tied_head=True,
+)
+GPT2 = replace(LLAMA, family="gpt2", norm=Norm.LAYER, gated=False, positions=Positions.LEARNED, num_kv_heads=4)
+PAPER = replace(GPT2, family="paper", positions=Positions.SINUSOIDAL, norm_place=NormPlace.POST)
+MIXTRAL = replace(LLAMA, family="mixtral", experts=Experts(count=4, per_token=2, hidden_dim=32, normalize=True))
+TOKENS = [0, 7, 14, 21, 28, 35, 42, 49, 56, 63, 70, 77, 84, 91, 2, 9, 16, 23]
+BLOCKS = [2, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class RandomWeights:
+    """Whatever is asked for, biases, norms of queries and rope divisors too; of one name always the same."""
+
+    prefix: str = ""
+
+    def below(self, name: str) -> "RandomWeights":
+        return RandomWeights(f"{self.prefix}{name}.")
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | PackedTensor:
+        return self._of(name, *shape) / shape[1] ** 0.5
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return 1.0 + 0.1 * self._of(name, size)
+
+    def _of(self, name: str, *shape: int) -> Tensor:
+        draw = torch.Generator().manual_seed(sum(ord(c) * (i + 1) for i, c in enumerate(self.prefix + name)))
+        return torch.randn(*shape, generator=draw, device="cpu")
+
+
+def hidden(config: ModelConfig, kernels: Kernels, kv_dtype: torch.dtype, cuts: list[int]) -> tuple[Tensor, Tensor]:
+    """The hidden states of the prompt's rows, computed in such chunks, and the last one's logits."""
+    model = Transformer(config, RandomWeights(), kernels)  # type: ignore[arg-type]
+    cache = KVCache(config, 5, kv_dtype, kernels.device, kernels.are_keys_in_rows)
+    parts = []
+    for start, stop in zip([0, *cuts], [*cuts, len(TOKENS)], strict=True):
+        chunk = Chunk(TOKENS, start, stop, BLOCKS, len(TOKENS), None)
+        parts.append(model(pack(Batch([chunk]), kernels.device), cache))
+    return torch.cat(parts), model.logits(parts[-1])[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_dtype"),
+    [(LLAMA, torch.int16), *((config, torch.float32) for config in (GEMMA, GPT2, PAPER, MIXTRAL))],
+    ids=lambda value: getattr(value, "family", str(value)),
+)
+def test_a_prompt_is_read_alike(device: torch.device, config: ModelConfig, kv_dtype: torch.dtype) -> None:
+    fast, plain = (kind(device, torch.float32) for kind in (TritonKernels, Kernels))
+    states, logits = hidden(config, fast, kv_dtype, [])
+    expected, expected_logits = hidden(config, plain, kv_dtype, [])
+    assert (states - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert (logits - expected_logits).abs().max() <= 1e-3 * expected_logits.abs().max()
+    again, last = hidden(config, fast, kv_dtype, [1, 16])
+    assert torch.equal(again, states)
+    assert torch.equal(last, logits)
