@@ -61,6 +61,15 @@ POINTERS = {
     "allowed_ptr": "*i1",
 }
 INTEGERS = {"keys_ptr": "*i8", "values_ptr": "*i8", "scales_ptr": "*fp32"}  # of a cache
+ABSENT = {  # what is None at a launch where a constant is 0 or False
+    "BITS": ["scales_ptr", "minima_ptr"],
+    "HAS_MINIMA": ["minima_ptr"],
+    "HAS_BIAS": ["bias_ptr"],
+    "HAS_SCALES": ["scales_ptr"],
+    "IS_ROTATED": ["cos_ptr", "sin_ptr"],
+    "IS_SUM": ["other_ptr", "sum_ptr"],
+    "IS_MASKED": ["allowed_ptr"],
+}
 LOGITS = (drawing.argmax, drawing.draw)
 SIZES = ("width", "columns", "out")
 FLOATS = ("eps", "scale", "softcap", "limit")
@@ -97,10 +106,12 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
         options = {name: value for name, value in given.items() if name.startswith("num_")}
         numbers = given.get("numbers", "*bf16")  # what the model computes in
         constants = {name: value for name, value in given.items() if name not in (*options, "numbers")}
+        name = f"{kernel.__name__} {numbers} " + " ".join(str(value) for value in constants.values())
+        absent = [pointer for constant in ABSENT if not constants.get(constant, True) for pointer in ABSENT[constant]]
+        constants |= dict.fromkeys(pointer for pointer in absent if pointer in kernel.arg_names)
         types, aligned = signature(kernel, constants, numbers), alignment(kernel, constants)
         source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
         result = triton.compile(source, target=target, options=options)
-        name = f"{kernel.__name__} {numbers} " + " ".join(str(value) for value in constants.values())
         products = sorted(set(re.findall(r"mma\S*\.(m\d+n\d+k\d+\S*)", result.asm["ptx"])))
         yield {"name": name, "shared": result.metadata.shared, "products": products, **resources(result.asm["cubin"])}
 
