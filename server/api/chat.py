@@ -14,7 +14,7 @@ from server.api.prompt_logprobs import readings_of
 from server.api.recording import recorded
 from server.api.schemas import ignored
 from server.api.service import Service, service_of
-from server.api.tracing import traced
+from server.api.tracing import generation, traced
 from server.generator import GenerationRequest
 
 router = APIRouter()
@@ -51,7 +51,7 @@ async def prepare(body: ChatBody, service: Service, wording: Wording) -> Job:
     unread = without_effect(body, body.messages, model.tools.prompts)
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance, unread)
     job = recorded(job, "/v1/chat/completions", body, service.recorder)
-    return traced(job, "chat", model.name, body, service.tracer)
+    return traced(job, generation("chat", body, request), model.name, service.tracer)
 
 
 @router.post("/v1/chat/completions")

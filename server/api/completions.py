@@ -23,7 +23,7 @@ from server.api.schemas import (
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import Chunks, Envelope, json_text, to_json
 from server.api.structure import BoundBody
-from server.api.tracing import traced
+from server.api.tracing import generation, traced
 from server.errors import BadRequest, HeadraceError
 from server.generator import GenerationRequest, Piece, TokenText, Usage
 
@@ -256,7 +256,7 @@ async def _prepare(body: CompletionBody, service: Service) -> Job:
     reply = CompletionReply(body, model, name, provenance.fingerprint, prompts, _echoes(body, model, prompts))
     job = Job(model.tools.generator, request, reply, bool(body.stream), provenance)
     job = recorded(job, "/v1/completions", body, service.recorder)
-    return traced(job, "text_completion", model.name, body, service.tracer)
+    return traced(job, generation("text_completion", body, request), model.name, service.tracer)
 
 
 async def _encode(body: CompletionBody, model: ServedModel) -> list[list[int]]:

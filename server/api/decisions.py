@@ -18,6 +18,7 @@ from server.api.refusals import FLAG, LISTS, STRING, custom
 from server.api.schemas import Strict, ignored
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import to_json
+from server.api.tracing import Query, traced, user_messages
 from server.errors import BadRequest, PromptTooLong
 from server.generator import GenerationRequest, Piece, Usage
 from server.text.conversation import Conversation, Turn
@@ -224,7 +225,9 @@ async def _prepare(body: DecisionBody, service: Service) -> Job:
         readings=[Reading(start=len(each.prompt) - 1, top_logprobs=0) for each in all_asked for _ in each.said],
     )
     reply = DecisionReply((adapter or model).name, all_asked)
-    return Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
+    job = Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
+    query = Query("decision", body.model, {"headrace.questions": len(body.questions)}, lambda: user_messages([shown]))
+    return traced(job, query, model.name, service.tracer)
 
 
 @router.post("/v1/decisions")

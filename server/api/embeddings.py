@@ -16,6 +16,7 @@ from server.api.refusals import LISTS, NUMBERS, STRING, STRINGS
 from server.api.schemas import MAX_TOKEN_IDS, Strict, TokenId, check_ids, ignored, unset
 from server.api.service import ServedModel, Service, service_of
 from server.api.sse import to_json
+from server.api.tracing import Query, traced, user_messages
 from server.errors import BadRequest
 from server.generator import GenerationRequest, Piece, Usage
 
@@ -87,7 +88,17 @@ async def _prepare(body: EmbeddingBody, service: Service) -> Job:
     digest = adapter.digest if adapter else None
     request = GenerationRequest(prompts=prompts, source="input", max_tokens=0, readings=readings, adapter=digest)
     reply = EmbeddingReply((adapter or model).name, is_base64=body.encoding_format == "base64")
-    return Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
+    job = Job(model.tools.generator, request, reply, False, service.provenance(model, adapter))
+    return traced(job, _query(body), model.name, service.tracer)
+
+
+def _query(body: EmbeddingBody) -> Query:
+    told = {
+        "gen_ai.request.encoding_formats": [body.encoding_format or "float"],
+        "gen_ai.embeddings.dimension.count": body.dimensions,
+    }
+    attributes = {name: value for name, value in told.items() if value is not None}
+    return Query("embeddings", body.model, attributes, lambda: user_messages(body.inputs))
 
 
 async def _encode(body: EmbeddingBody, model: ServedModel) -> list[list[int]]:

@@ -176,6 +176,26 @@ def test_what_is_asked_and_answered_is_told_where_that_is_wished(traced, collect
     assert json.loads(completion["gen_ai.input.messages"])[0]["parts"] == [{"type": "text", "content": "Hi"}]
 
 
+def test_what_reads_and_writes_nothing_has_spans_too(traced, collector: Collector) -> None:
+    with traced(has_content=True) as served:
+        embedded = served.http.post("/v1/embeddings", json={"input": ["Hi", "Ho"], "dimensions": 2})
+        question = {"type": "predicate", "instructions": "It is a cat."}
+        decided = served.http.post("/v1/decisions", json={"input": "Methuselah", "questions": [question]})
+    for answer, name in ((embedded, "embeddings"), (decided, "decision")):
+        assert answer.status_code == 200, answer.text
+        said = told(collector.spans[f"{name} bytes"])
+        assert said["gen_ai.operation.name"] == name
+        assert said["gen_ai.usage.input_tokens"] > 0
+        assert not said.keys() & {"gen_ai.request.temperature", "gen_ai.usage.output_tokens", "gen_ai.output.messages"}
+    embeddings, decision = told(collector.spans["embeddings bytes"]), told(collector.spans["decision bytes"])
+    assert embeddings["gen_ai.embeddings.dimension.count"] == 2
+    assert embeddings["gen_ai.request.encoding_formats"] == ["float"]
+    parts = [message["parts"][0]["content"] for message in json.loads(embeddings["gen_ai.input.messages"])]
+    assert parts == ["Hi", "Ho"]
+    assert "Methuselah" in decision["gen_ai.input.messages"]
+    assert decision["headrace.questions"] == 1
+
+
 @pytest.mark.parametrize("header", ["", "00-zz-zz-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\xff"])
 def test_a_refused_request_is_no_error_of_ours_and_a_broken_header_begins_a_trace(
     traced, collector: Collector, header: str

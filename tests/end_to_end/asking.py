@@ -20,6 +20,7 @@ class Answers:
         self._bodies = bodies
         self._headers = headers
         self._change = asyncio.Event()
+        self._are_all_here = False
 
     @property
     def count(self) -> int:
@@ -27,6 +28,7 @@ class Answers:
 
     async def arrived(self, is_enough: Callable[["Answers"], bool]) -> None:
         while not is_enough(self):
+            assert not self._are_all_here, "all are answered, and still it has not come true"
             self._change.clear()
             await asyncio.wait_for(self._change.wait(), 60)
 
@@ -35,6 +37,8 @@ class Answers:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=self._url, timeout=None, limits=limits, headers=self._headers) as client:
             await asyncio.gather(*(self._ask(client, place, body) for place, body in enumerate(self._bodies)))
+        self._are_all_here = True
+        self._change.set()
         return self.events
 
     async def _ask(self, client: httpx.AsyncClient, place: int, body: Body) -> None:
