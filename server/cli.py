@@ -13,6 +13,7 @@ from server.bench import main as bench
 from server.console import chat, generate
 from server.console.talk import TalkOptions
 from server.engine.child import Child
+from server.engine.ranks import follow, place_of
 from server.exactness import replay, verify
 
 _DESCRIPTION = "An inference server for decoder-only text generators: small enough to read, exact by default."
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace) -> int:
     options = config.read(config.ServeOptions, arguments)
+    if place_of(options.tensor_parallel).rank > 0:  # the same command runs on every rank
+        return follow()
     first = Child()  # the engine imports torch while this process imports what serves
     from server.serve import serve
 

@@ -75,8 +75,12 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     place = place_of(int(os.environ["WORLD_SIZE"]))
-    meeting = Meeting(place.master_addr, place.master_port, is_host=False)
-    connection = _knock(meeting)
+    try:
+        meeting = Meeting(place.master_addr, place.master_port, is_host=False)
+        connection = _knock(meeting)
+    except (OSError, RuntimeError) as error:
+        print(f"headrace: rank {place.rank} finds no rank 0: {error}", file=sys.stderr)
+        return 1
     connection.sendall(frame(Hello(place.rank)))
     threading.Thread(target=_leave_with, args=[connection], daemon=True).start()
     try:

@@ -17,6 +17,7 @@ from model.parallel import Meeting, Ranks
 from server.config import EngineOptions
 from server.engine.messages import Failed
 from server.engine.ranks import (
+    FOLLOWER,
     LOCALHOST,
     Follow,
     Hello,
@@ -28,8 +29,6 @@ from server.engine.ranks import (
     place_of,
 )
 from server.engine.wire import Inbox, frame
-
-FOLLOWER = (sys.executable, "-P", "-m", "server.engine.follower")
 
 _LOOK_EVERY_S = 0.5
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"

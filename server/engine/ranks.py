@@ -2,7 +2,11 @@
 
 import os
 import select
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -10,7 +14,10 @@ import msgspec
 from model.batch import GREEDY, Chunk, Reading, Sampling
 from server.config import EngineOptions, OptionError
 
+FOLLOWER = (sys.executable, "-P", "-m", "server.engine.follower")
 LOCALHOST = "127.0.0.1"
+
+_NEXT_AFTER_S = 0.5
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)  # Linux tells of a peer that has closed
 
 
@@ -102,6 +109,17 @@ def place_of(size: int, environment: Mapping[str, str] = os.environ) -> Place:
     if place.world_size != size:
         raise OptionError(f"--tensor-parallel: {size} ranks were asked for, and WORLD_SIZE is {place.world_size}")
     return place
+
+
+def follow() -> int:
+    """Has a process follow rank 0's engine, and another one the next, until one is let go; the exit code.
+
+    SIGTERM reaches all ranks of a job at once, and rank 0 has requests to finish, so it is left to that one.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while subprocess.run(FOLLOWER, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+        time.sleep(_NEXT_AFTER_S)
+    return 0
 
 
 def wait_for_end(connection: socket.socket) -> None:
