@@ -106,7 +106,7 @@ class Container:
         pid = self.process.pid
         assert self.process.poll() is None, (self.folder / "log").read_text()
         child = Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
-        return bool(child) and os.readlink(f"/proc/{child}/root") == str(self.image.root)
+        return bool(child) and Path(f"/proc/{child}/root").resolve() == self.image.root.resolve()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command inside, as the server's user and with its environment."""
