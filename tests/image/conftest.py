@@ -1,5 +1,6 @@
 """Fixtures of this folder, which lets its tests share its helpers, since test folders are no packages."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ def image(store: Store) -> Image:
 
 @pytest.fixture(scope="session")
 def container(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    with socket.create_server(("", 8000)):  # raises where another server has the port and would answer in its place
+        pass
     with running(image, tmp_path_factory.mktemp("container") / "running") as container:
         container.wait_until_healthy(300)
         yield container
