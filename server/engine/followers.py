@@ -38,14 +38,12 @@ class Followers:
     """None where one rank is all. Those on this machine are started here, but for what torchrun has started."""
 
     def __init__(self, options: EngineOptions) -> None:
-        """Starts them, so that they import what they need while this one looks for the model."""
+        """Raises OptionError where their places make no sense."""
         self._options = options
         self._place = place_of(options.tensor_parallel)
         self._connections: dict[int, socket.socket] = {}  # by rank
         self._processes: list[subprocess.Popen[bytes]] = []
         self._is_over = False
-        if self._place.world_size > 1:
-            self._meet()
 
     @property
     def ranks(self) -> Ranks:
@@ -55,10 +53,14 @@ class Followers:
     def gather(self, model: OpenModel, on_failure: Callable[[str], None]) -> OpenModel:
         """The model as it is computed together. Waits for all; from then on, this process ends when one of them does.
 
-        `on_failure` is told why, where that is known. Raises ValueError where one has ended before.
+        `on_failure` is told why, where that is known. Raises ValueError where one has ended before, or would have no
+        part of the model.
         """
         if self._place.world_size == 1:
             return model
+        for rank in range(self._place.world_size):
+            replace(model, ranks=replace(self.ranks, rank=rank)).share()
+        self._meet()
         while len(self._connections) < self._place.world_size - 1:
             self._accept()
         self._listening.close()
