@@ -97,7 +97,8 @@ class OpenModel:
     def plan(self) -> MemoryPlan:
         """What loading this rank's part would take, from what is free now. Raises NotEnoughMemory, or ValueError.
 
-        All ranks have as many blocks as the one with the least room, and none begins to load before all have looked.
+        All ranks have as many blocks as the one with the least room, and a block counts for what it takes of the one
+        with the most heads. None begins to load before all have looked.
         """
         kernels, own, infos = self.kernels, self.share(), self.checkpoint.infos
         weights = sum(own.portion(info.name, kernels.prepared_bytes(info.shape, info.dtype)) for info in infos)
@@ -106,7 +107,8 @@ class OpenModel:
         takers = self.ranks.local_size if kernels.device.type == "cpu" else 1  # a card is one rank's
         free = free_memory(kernels.device) // takers
         planned = plan(own.config, weights, free, limits, kernels.device, self.kv_dtype, request.kv_memory)
-        return replace(planned, num_blocks=self.ranks.least(planned.num_blocks))
+        largest_block = -self.ranks.least(-planned.block)
+        return replace(planned, num_blocks=self.ranks.least(planned.num_blocks), block=largest_block)
 
     def share(self) -> Share:
         """The part that is this rank's. Raises ValueError where the model has none for it."""

@@ -51,7 +51,8 @@ class EngineOptions(ModelOptions, frozen=True, kw_only=True):
         Count | None, Meta(description="tokens of prompt and answer together; unset: the model's own")
     ] = None
     kv_memory: Annotated[
-        Amount | None, Meta(description="GiB for the KV cache; unset: a share of the memory that is free")
+        Amount | None,
+        Meta(description="GiB for the KV cache of each process; unset: a share of the memory that is free"),
     ] = None
     max_sequences: Annotated[int, Meta(ge=1, le=4096, description="sequences computed side by side")] = 64
     step_tokens: Annotated[int, Meta(ge=1, le=65536, description="tokens computed in one step, over all sequences")] = (

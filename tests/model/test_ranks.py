@@ -19,6 +19,7 @@ from rank_threads import PROMPTS, agree, chunk, generate, made, on_ranks, opened
 from model.adapters import read_adapter
 from model.batch import Batch, Chunk, Finding, Reading
 from model.checkpoints.errors import CheckpointError
+from model.memory import GIB
 from model.parallel import Ranks
 from model.runner import Runner
 from model.transformer import Transformer
@@ -127,8 +128,15 @@ def test_the_ranks_parts_are_planned_for(tmp_path: Path) -> None:
     parts = [opened(tmp_path, Ranks(rank, 2, rank, 2)).plan() for rank in range(2)]
     assert whole.weights < sum(part.weights for part in parts) < whole.weights * 1.1  # norms are everybody's
     assert [part.block * 2 for part in parts] == [whole.block] * 2
-    planned = on_ranks(tmp_path, 2, lambda runner: runner.cache.num_blocks)
-    assert planned[0] == planned[1]
+
+
+def test_memory_for_some_blocks_holds_as_many_on_every_rank(tmp_path: Path) -> None:
+    lively(SHAPES["heads that do not share out evenly"]()).save_pretrained(tmp_path)
+    parts = [opened(tmp_path, Ranks(rank, 2, rank, 2)).plan().block for rank in range(2)]
+    assert parts[0] * 2 == parts[1]  # one KV head, and two
+    memory = (5 * parts[1] + 1) / GIB
+    planned = on_ranks(tmp_path, 2, lambda runner: runner.cache.num_blocks, kv_memory=memory)
+    assert planned == [5, 5]
 
 
 def test_a_model_without_parts_for_all_is_refused(tmp_path: Path) -> None:
