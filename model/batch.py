@@ -31,6 +31,13 @@ class Sampling:
     seed: int = 0
     top_logprobs: int | None = None  # alternatives to report beside the chosen token's logprob; None reports neither
 
+    @property
+    def is_plain(self) -> bool:
+        """The row of logits, the seed and the position decide the token, and nothing but the token is told."""
+        is_bound = self.allowed_token_ids or self.bad_words or self.grammar or self.min_tokens or self.last_resort_ids
+        is_moved = self.logit_bias or self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        return not (is_bound or is_moved) and self.top_logprobs is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -66,6 +73,8 @@ class Chunk:
     late, and nothing is chosen.
     Drafts are guesses at the tokens from `stop` on. Where the choice is the first draft, the step chooses the token
     after it as well, and so on up to the first choice that is no draft: the choices are those of a step each.
+    With `awaits` it is one token, which the step before is still choosing: `start` is where that will stand. That step
+    has no drafts.
     """
 
     tokens: list[int]
@@ -78,6 +87,12 @@ class Chunk:
     adapter: str | None = None  # the digest of the one it is computed with
     reading: Reading | None = None  # starts at or after `start`
     masks: Callable[[], list[bytes] | None] | None = None  # None without `sampling`
+    awaits: int | None = None  # its place among the choices of the step before
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """What it does to its sequence is known before it is computed, but for which token comes next."""
+        return not (self.drafts or self.masks or self.reading) and (self.sampling is None or self.sampling.is_plain)
 
     @property
     def output(self) -> list[int]:

@@ -1,11 +1,13 @@
 """A batch as tensors: the rows of all chunks packed into one dimension, and where each chunk's context lies."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from model.batch import Batch
+from model.batch import Batch, Chunk
+from model.kernels.drawing import Upload
 from model.kernels.reference import Span
 from model.kv_cache import BLOCK_SIZE
 
@@ -19,32 +21,50 @@ class Inputs:
     slots: Tensor  # int64 [T], block * BLOCK_SIZE + offset
     spans: list[Span]  # one per chunk, in order
     sampled_rows: Tensor  # int64: of each chunk that chooses, the row of its last known token and those of its drafts
+    waiting_rows: Tensor  # int64: those whose ids are not known, and 0 as yet
+    awaited: Tensor  # int64, as many: which choices of the step before are these ids
     adapted: dict[str, slice]  # digest of an adapter -> the rows of all chunks that have it
 
 
-def pack(batch: Batch, device: torch.device) -> Inputs:
-    """Lays the chunks one after the other: those without an adapter first, then those of each."""
+def pack(batch: Batch, device: torch.device, upload: Upload = Tensor.to) -> Inputs:
+    """Lays the chunks one after the other: those without an adapter first, then those of each.
+
+    Everything crosses to the device as one tensor.
+    """
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
-    placed: dict[int, Span] = {}  # by the chunk's place in the batch
+    first_rows: dict[int, int] = {}  # by the chunk's place in the batch
+    waiting: list[int] = []
+    awaited: list[int] = []
     adapted: dict[str, slice] = {}
     for place, chunk in sorted(enumerate(batch.chunks), key=lambda item: item[1].adapter or ""):
-        first_row = len(ids)
-        ids += chunk.tokens[chunk.start : chunk.stop]
+        first_rows[place] = first_row = len(ids)
+        ids += chunk.tokens[chunk.start : chunk.stop] if chunk.awaits is None else [0]
         ids += chunk.drafts
         positions += range(chunk.start, chunk.end)
         slots += (chunk.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(chunk.start, chunk.end))
-        placed[place] = Span(first_row, len(ids), chunk.start, torch.tensor(chunk.blocks, device=device))
+        if chunk.awaits is not None:
+            waiting.append(first_row)
+            awaited.append(chunk.awaits)
         if chunk.adapter is not None:
             first_of_all = adapted.get(chunk.adapter, slice(first_row, None)).start
             adapted[chunk.adapter] = slice(first_of_all, len(ids))
-    spans = [placed[place] for place in range(len(batch.chunks))]
-    sampled_rows: list[int] = []
-    for chunk, span in zip(batch.chunks, spans, strict=True):
-        if chunk.sampling is not None:
-            sampled_rows += range(span.last_row - 1 - len(chunk.drafts), span.last_row)
-    ids_T, positions_T, slots_T, rows_S = (
-        torch.tensor(column, dtype=torch.int64, device=device) for column in (ids, positions, slots, sampled_rows)
-    )
-    return Inputs(ids_T, positions_T, slots_T, spans, rows_S, adapted)
+    sampled = [row for place, chunk in enumerate(batch.chunks) for row in _sampled_rows(chunk, first_rows[place])]
+    columns = [ids, positions, slots, sampled, waiting, awaited, *(chunk.blocks for chunk in batch.chunks)]
+    together = torch.tensor(list(chain.from_iterable(columns)), dtype=torch.int64)
+    parts = upload(together, device).split_with_sizes([len(column) for column in columns])
+    ids_T, positions_T, slots_T, sampled_rows, waiting_rows, awaited_places = parts[:6]
+    spans = [
+        Span(first_rows[place], first_rows[place] + len(chunk), chunk.start, blocks)
+        for place, (chunk, blocks) in enumerate(zip(batch.chunks, parts[6:], strict=True))
+    ]
+    return Inputs(ids_T, positions_T, slots_T, spans, sampled_rows, waiting_rows, awaited_places, adapted)
+
+
+def _sampled_rows(chunk: Chunk, first_row: int) -> range:
+    """The rows after which the chunk chooses."""
+    if chunk.sampling is None:
+        return range(0)
+    last_row = first_row + len(chunk)
+    return range(last_row - 1 - len(chunk.drafts), last_row)

@@ -1,6 +1,10 @@
 """Runs batches through a model: warms it up, records its forward pass, chooses the tokens."""
 
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -8,16 +12,29 @@ from torch import Tensor
 
 from model.adapters import Adapter
 from model.batch import Batch, Chunk, Finding, Sample, Sampling, StepResult
+from model.halving import halves, joined
 from model.inputs import Inputs, pack
 from model.kernels.reference import Forward, Span
+from model.kernels.streams import Download
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import Adapted
 from model.reading import read
-from model.sampling import choose_run
+from model.sampling import choose_run, propose
 from model.transformer import Transformer
 
 _TRIAL_ROWS = 33
 _EXAMPLE_KINDS = 61  # tokens that warming up uses; a prime, so that positions that are powers of 2 differ in theirs
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step that the device is told of."""
+
+    batch: Batch
+    inputs: Inputs
+    hidden: Tensor
+    logits: Tensor
+    choices: Download  # what `propose` says of its rows
 
 
 class Runner:
@@ -30,19 +47,69 @@ class Runner:
         self._replay: Forward = self._forward
         self.max_replayed_rows = 0  # larger steps, and all where nothing is recorded, run eagerly
         self.largest_step_s = 0.0  # what it may take, once warmed up
+        self._under_way: deque[Callable[[], StepResult]] = deque()
+        self._choices = torch.empty(0, dtype=torch.int64)  # of the step that was begun last
+
+    def run(self, batch: Batch) -> StepResult:
+        """Computes every chunk and chooses tokens for those that want them.
+
+        Where the device has not enough memory, it is tried once more, in two halves.
+        """
+        try:
+            return self._run(batch)
+        except torch.OutOfMemoryError:
+            return self._run_in_halves(batch)
+
+    def dispatch(self, batch: Batch) -> None:
+        """Tells the device to compute it after all that it was told before; `collect` has the result.
+
+        Its chunks may await choices of what was dispatched last.
+        """
+        try:
+            self._under_way.append(partial(self._finish, self._begin(batch)))
+        except torch.OutOfMemoryError:
+            if self._under_way:
+                raise
+            result = self._run_in_halves(batch)
+            self._under_way.append(lambda: result)
+
+    def collect(self) -> StepResult:
+        """The result of what was dispatched first. The host waits once for it, where all chunks are foreseeable."""
+        return self._under_way.popleft()()
+
+    def abandon(self) -> None:
+        """Forgets what was dispatched and not collected."""
+        self._under_way.clear()
+
+    def _run(self, batch: Batch) -> StepResult:
+        return self._finish(self._begin(batch))
+
+    def _run_in_halves(self, batch: Batch) -> StepResult:
+        self.transformer.kernels.streams.free_unused()
+        first, second = halves(batch)
+        before = self._run(first) if first.chunks else StepResult([])
+        return joined(before, self._run(second), len(batch.chunks))
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> StepResult:
-        """Computes every chunk and chooses tokens for those that want them."""
-        inputs = pack(batch, self.transformer.kernels.device)
-        hidden = self._hidden(inputs)
-        told = self._read(batch, inputs, hidden)
-        logits = self.transformer.logits(hidden[inputs.sampled_rows])
+    def _begin(self, batch: Batch) -> _Begun:
         kernels = self.transformer.kernels
-        best = iter(kernels.argmax(logits).tolist())
+        inputs = pack(batch, kernels.device, kernels.streams.upload)
+        if len(inputs.awaited):
+            inputs.ids[inputs.waiting_rows] = self._choices[inputs.awaited].clamp(min=0)  # an error is no id
+        hidden = self._hidden(inputs)
+        logits = self.transformer.logits(hidden[inputs.sampled_rows])
+        self._choices = propose(logits, batch.chunks, kernels)
+        return _Begun(batch, inputs, hidden, logits, kernels.streams.download(self._choices))
+
+    @torch.inference_mode()
+    def _finish(self, begun: _Begun) -> StepResult:
+        batch, logits = begun.batch, begun.logits
+        told = self._read(batch, begun.inputs, begun.hidden)
+        choices = iter(begun.choices.wait().tolist())
         counts = [len(chunk.drafts) + 1 if chunk.sampling else 0 for chunk in batch.chunks]
         rows = zip(logits.split_with_sizes(counts), counts, batch.chunks, strict=True)
-        samples = [choose_run(chunk_rows, list(islice(best, n)), chunk, kernels) for chunk_rows, n, chunk in rows]
+        kernels = self.transformer.kernels
+        samples = [choose_run(chunk_rows, list(islice(choices, n)), chunk, kernels) for chunk_rows, n, chunk in rows]
         return _joined(samples, told)
 
     def _read(self, batch: Batch, inputs: Inputs, hidden: Tensor) -> dict[int, Finding | str]:

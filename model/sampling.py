@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.batch import GREEDY, Chunk, DeadEnd, Logprobs, Sample, Sampling
 from model.kernels import Kernels
-from model.kernels.drawing import Draw, likeliest
+from model.kernels.drawing import Draw, Draws, likeliest
 from model.restriction import allowed
 
 # Shapes: S rows of a chunk that choose, V vocabulary
@@ -21,16 +21,39 @@ from model.restriction import allowed
 _NOT_FINITE = "the model computed logits that are not finite"
 
 
+def propose(logits_SV: Tensor, chunks: list[Chunk], kernels: Kernels) -> Tensor:
+    """What each row that chooses in a step would choose by itself, -1 where its logits are not finite: int64 [S].
+
+    For a foreseeable chunk that is the choice, and nobody has waited for it yet. For the others it is the likeliest
+    token.
+    """
+    draws = [
+        draw_of(chunk.sampling, chunk.stop) if chunk.is_foreseeable else Draw(GREEDY)
+        for chunk in chunks
+        if chunk.sampling
+        for _ in range(len(chunk.drafts) + 1)
+    ]
+    if all(how.temperature == GREEDY for how in draws):
+        return kernels.argmax(logits_SV)
+    if kernels.streams.is_asynchronous:
+        return kernels.draw(logits_SV, Draws.of(draws, kernels.device, kernels.streams.upload))
+    rows = zip(logits_SV, kernels.argmax(logits_SV).tolist(), draws, strict=True)
+    ids = [best if best < 0 or how.temperature == GREEDY else kernels.draw_one(row, how) for row, best, how in rows]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
 def choose_run(logits_SV: Tensor, best_S: list[int], chunk: Chunk, kernels: Kernels) -> list[Sample] | str:
     """The tokens after the chunk, up to the first that is not its draft; the error that kept the first row from any.
 
-    `best_S` is what `Kernels.argmax` says of the rows.
+    `best_S` is what `propose` says of the rows.
 
     Each row is judged as if the drafts before it had been tokens all along, which they are if it is reached at all.
     So speculation decides how many tokens a step yields and never which (a draft is accepted by being equal to the
     draw, not with a probability as in Leviathan et al. 2023). A later row's error is left to the step that reaches it
     again without the draft.
     """
+    if chunk.is_foreseeable:
+        return [Sample(best) for best in best_S] if min(best_S, default=0) >= 0 else _NOT_FINITE
     samples: list[Sample] = []
     masks = chunk.masks() if chunk.masks else [None] * len(best_S)
     if masks is None:

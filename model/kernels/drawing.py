@@ -4,7 +4,7 @@ Temperature, then top-k, top-p of what is left, min-p; one draw keyed by seed an
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from model.kernels.philox import uniform
+
+Upload = Callable[[Tensor, torch.device], Tensor]  # from the host
 
 # Shapes: S rows that choose, V vocabulary, K candidates
 
@@ -40,12 +42,12 @@ class Draws:
     position: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Draw], device: torch.device) -> Self:
+    def of(cls, rows: Sequence[Draw], device: torch.device, upload: Upload = Tensor.to) -> Self:
         reals = [(row.temperature, row.top_p, row.min_p) for row in rows]
         whole = [(row.top_k, row.seed, row.position) for row in rows]
         reals_3S = torch.tensor(reals, dtype=torch.float64, device="cpu").view(-1, 3).T.contiguous()
         whole_3S = torch.tensor(whole, dtype=torch.int64, device="cpu").view(-1, 3).T.contiguous()
-        return cls(*reals_3S.to(device), *whole_3S.to(device))
+        return cls(*upload(reals_3S, device), *upload(whole_3S, device))
 
     def rows(self) -> Iterator[Draw]:
         columns = (self.temperature, self.top_p, self.min_p, self.top_k, self.seed, self.position)

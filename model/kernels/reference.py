@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.kernels.drawing import Draw, Draws, draw
+from model.kernels.streams import streams_of
 from model.quantization import PackedTensor
 
 SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
@@ -84,6 +85,7 @@ class Kernels:
         self.name = f"torch-{torch.__version__}"  # what computes other bits has another name
         self.kv_dtype = dtype  # what the KV cache holds unless asked otherwise
         self.are_keys_in_rows = False  # whether it reads keys best where the numbers of each lie side by side
+        self.streams = streams_of(device)
         self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:

@@ -1,7 +1,8 @@
 """A whole step runs with CUDA tensors in bf16 on a machine without a GPU, and fails where devices are mixed.
 
-Fake tensors have shapes, types and devices but no values. Values are needed to choose a token and to tell which experts
-were chosen, so these two are walked up to there.
+Fake tensors have shapes, types and devices but no values, and fail on a host that asks for one: so it shows where the
+host waits for the device. What a card says of its choices is made up. How those that are not plain are chosen, and
+which experts, is walked up to the first value.
 """
 
 import inspect
@@ -22,13 +23,18 @@ from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope,
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs, pack
 from model.kernels import Kernels
-from model.kernels.drawing import weights
+from model.kernels.drawing import Draws, weights
+from model.kernels.streams import Streams
 from model.kv_cache import KVCache
 from model.quantization import Format, PackedTensor
 from model.restriction import allowed
 from model.runner import Runner
 from model.sampling import _adjust
 from model.transformer import Transformer
+from server.engine.block_pool import BlockPool
+from server.engine.messages import Submit
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
 
 CUDA = torch.device("cuda", 0)
 LLAMA = ModelConfig(
@@ -113,6 +119,49 @@ def fake_tensors() -> Iterator[None]:
         yield
 
 
+@dataclass
+class MadeUp(Streams):
+    """A card's, but for what it says of its tensors."""
+
+    is_asynchronous = True
+    waits: int = 0
+
+    def download(self, tensor: Tensor) -> "MadeUpChoices":
+        assert (tensor.device, tensor.dtype) == (CUDA, torch.int64)
+        return MadeUpChoices(self, len(tensor))
+
+
+@dataclass(frozen=True)
+class MadeUpChoices:
+    streams: MadeUp
+    count: int
+
+    def wait(self) -> Any:
+        self.streams.waits += 1
+        return SimpleNamespace(tolist=lambda: [0] * self.count)
+
+
+class CardKernels(Kernels):
+    """They draw on the device, which the reference does not."""
+
+    def draw(self, logits_SV: Tensor, draws: Draws, allowed_SV: Tensor | None = None) -> Tensor:
+        assert {logits_SV.device, draws.seed.device, draws.temperature.device} == {CUDA}
+        return logits_SV.argmax(-1)
+
+
+class FakeRunner(Runner):
+    """In inference mode, torch.tensor would make no fake."""
+
+    _begin = inspect.unwrap(Runner._begin)
+    _finish = inspect.unwrap(Runner._finish)
+
+
+def make_runner() -> Runner:
+    kernels = CardKernels(CUDA, torch.bfloat16)
+    kernels.streams = MadeUp()
+    return FakeRunner(Transformer(LLAMA, AllWeights(), kernels), cache(LLAMA))  # type: ignore[arg-type]
+
+
 def transformer(config: ModelConfig, is_packed: bool = False) -> Transformer:
     return Transformer(config, AllWeights(is_packed), Kernels(CUDA, torch.bfloat16))  # type: ignore[arg-type]
 
@@ -142,17 +191,32 @@ def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pyt
         seen.append(weights(adjusted, chunk.sampling.temperature).cumsum(0))
         return Sample(0)
 
-    def argmax(self: Kernels, logits_TV: Tensor) -> SimpleNamespace:
-        assert reference(self, logits_TV).device == CUDA
-        return SimpleNamespace(tolist=lambda: [0] * len(logits_TV))
-
-    reference = Kernels.argmax
-    monkeypatch.setattr(Kernels, "argmax", argmax)
     monkeypatch.setattr("model.sampling.choose", choose)
-    run = inspect.unwrap(Runner.run)  # in inference mode, torch.tensor would make no fake
-    drafting = replace(DECODE, drafts=(0,))  # which comes true, as every choice is 0
-    run(Runner(transformer(LLAMA), cache(LLAMA)), Batch([PREFILL, replace(PREFILL, sampling=None), drafting]))
+    runner, drafting = make_runner(), replace(DECODE, drafts=(0,))  # which comes true, as every choice is 0
+    runner.run(Batch([PREFILL, replace(PREFILL, sampling=None), drafting]))
     assert [(found.device, found.shape) for found in seen] == [(CUDA, (96,))] * 3
+
+
+def test_whole_steps_stay_on_the_device_and_the_host_waits_once_for_each() -> None:
+    """Scheduled, packed, computed, chosen and applied, a step ahead wherever that can be."""
+    runner, scheduler = make_runner(), Scheduler(Limits(4, 24), BlockPool(5))
+    for id, length in enumerate((30, 3)):
+        sampling = Sampling(temperature=0.7 * id, seed=id)
+        scheduler.add(Sequence.of(Submit(id, list(range(length)), 5, [], sampling)))
+    said: list[tuple[int, list[int]]] = []
+    steps, batch, ahead = 0, scheduler.schedule(), None
+    while batch:
+        if batch is not ahead:
+            runner.dispatch(batch)
+        ahead = scheduler.ahead()
+        if ahead:
+            runner.dispatch(ahead)
+        said += [(delta.id, delta.tokens) for delta in scheduler.apply(runner.collect())]
+        steps, batch = steps + 1, ahead or scheduler.schedule()
+    assert sorted(said) == [(0, [0])] * 5 + [(1, [0])] * 5
+    streams = runner.transformer.kernels.streams
+    assert isinstance(streams, MadeUp)
+    assert streams.waits == steps
 
 
 def test_experts_stay_on_the_device() -> None:
