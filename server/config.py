@@ -64,6 +64,10 @@ class EngineOptions(ModelOptions, frozen=True, kw_only=True):
     speculation: Annotated[
         bool, Meta(description="in small steps, compute as well what earlier text lets expect; changes no token")
     ] = True
+    overlap: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="tell the device a step while it computes the last, in place of drafts; auto means on a card"),
+    ] = "auto"
     check_invariants: Annotated[
         bool, Meta(description="for tests: check the block pool after every step and poison freed blocks")
     ] = False

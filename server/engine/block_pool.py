@@ -105,9 +105,13 @@ class BlockPool:
         sequence.contents.extend(prefix.contents)
         sequence.computed = len(prefix.blocks) * self.block_size
 
-    def extend(self, sequence: Sequence, drafts: int = 0) -> bool:
-        """Gives the sequence blocks for all its tokens and so many drafts, or nothing if there are not enough."""
-        missing = self.span(len(sequence.tokens) + drafts) - len(sequence.blocks)
+    def missing(self, sequence: Sequence, more: int) -> int:
+        """Blocks that the sequence lacks for all its tokens and so many more; below zero where it has some to spare."""
+        return self.span(len(sequence.tokens) + more) - len(sequence.blocks)
+
+    def extend(self, sequence: Sequence, more: int = 0) -> bool:
+        """Gives the sequence blocks for all its tokens and so many more, or nothing if there are not enough."""
+        missing = self.missing(sequence, more)
         if missing > self.available:
             return False
         sequence.blocks.extend(self._take() for _ in range(missing))

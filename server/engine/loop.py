@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.adapters import read_adapter
-from model.batch import Batch, Chunk, StepResult
+from model.batch import Batch, StepResult
 from model.checkpoints.errors import CheckpointError
 from model.kv_cache import BLOCK_SIZE
 from model.loading import OpenModel, Report, Request, load, open_model
@@ -23,6 +23,7 @@ from model.runner import Runner
 from server.config import EngineOptions
 from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
+from server.engine.computing import Computing
 from server.engine.constraint import Constraints
 from server.engine.drafting import DRAFTED_TOKENS
 from server.engine.followers import Followers
@@ -69,7 +70,9 @@ class Loop:
         admission: Admission,
         check: bool,
         followers: Followers | None = None,
+        overlap: bool = False,
     ) -> None:
+        """With `overlap`, a step is told to the device while the one before it is computed, wherever it can be."""
         self.connection = connection
         self.followers = followers
         self.inbox: Inbox[ToEngine] = Inbox(connection, ToEngine)
@@ -78,7 +81,9 @@ class Loop:
         self.admission = admission
         self.check = check
         self.violations = 0
-        self.failures = 0  # chunks in a row that could not be computed, alone either
+        self.overlap = overlap
+        self.computing = Computing(runner, is_shared=bool(followers))
+        self._ahead: Batch | None = None  # has begun already
         self._speaking = threading.Lock()
         self._reading = threading.Lock()  # adapters, one after the other
 
@@ -135,57 +140,53 @@ class Loop:
     def _step(self) -> bool:
         """One step, if any sequence is live."""
         start = time.monotonic()
-        batch = self.scheduler.schedule()
+        batch = self._ahead or self.scheduler.schedule()
         if batch is None:
             return False
-        if self.scheduler.started:
-            self._say(Started(self.scheduler.started))
-        if self.check:
-            self._poison(batch)
-        deltas = self.scheduler.apply(self._compute(batch))
+        if batch is not self._ahead:
+            self._announce(batch)
+        deltas = self.scheduler.apply(self._overlapped(batch) if self.overlap else self._compute(batch))
         if self.check:
             self._check()
         self._report(deltas, time.monotonic() - start)
         return True
+
+    def _announce(self, batch: Batch) -> None:
+        if self.scheduler.started:
+            self._say(Started(self.scheduler.started))
+        if self.check:
+            self._poison(batch)
 
     def _report(self, deltas: list[Delta], seconds: float) -> None:
         stats = self.scheduler.stats(seconds, self.violations)
         self._say(Step(deltas, stats))
 
     def _compute(self, batch: Batch) -> StepResult:
-        """The step's result. A step that fails is computed again chunk by chunk, so that only the culprit fails.
-
-        That is exact: a chunk's result does not depend on its neighbours, and computing it twice writes the same
-        keys and values to the same places.
-        """
         if self.followers:
             self.followers.tell(batch)
-        try:
-            result = self.runner.run(batch)
-        except Exception:
-            if self.followers:  # they are elsewhere in the step by now
-                raise
-            traceback.print_exc()
-            alone = [self._compute_alone(chunk) for chunk in batch.chunks]
-            findings = {place: result.findings[0] for place, result in enumerate(alone) if result.findings}
-            return StepResult([result.samples[0] for result in alone], findings)
-        self.failures = 0
-        return result
+        return self.computing.compute(batch)
 
-    def _compute_alone(self, chunk: Chunk) -> StepResult:
-        """Raises where the chunk before has failed as well: then the device is broken, not one request.
+    def _overlapped(self, batch: Batch) -> StepResult:
+        """The same, and the next step begins before that is known, wherever it can."""
+        has_begun = batch is self._ahead or self.computing.begin(batch)
+        self._ahead = self._begin_ahead() if has_begun else None
+        result = self.computing.finish() if has_begun else None
+        if result is not None:
+            return result
+        self.scheduler.retract()
+        self._ahead = None
+        return self.computing.compute_apart(batch)
 
-        A new engine on a fresh device goes on with all of them.
-        """
-        try:
-            result = self.runner.run(Batch([chunk]))
-        except Exception:
-            self.failures += 1
-            if self.failures > 1:
-                raise
-            return StepResult(["computing it failed"])
-        self.failures = 0
-        return result
+    def _begin_ahead(self) -> Batch | None:
+        batch = self.scheduler.ahead()
+        if batch is None:
+            return None
+        if self.check:
+            self._poison(batch)
+        if self.computing.begin(batch):
+            return batch
+        self.scheduler.retract()
+        return None
 
     def _poison(self, batch: Batch) -> None:
         """Blocks that hold nothing valid yet: whoever reads one before it is written gets an error, not a token."""
@@ -234,18 +235,29 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     report = _Reporter(connection)
     followers = Followers(options)
     model = open_for(options, report, followers.ranks)
+    overlap = _overlaps(options, model)
     card = card_of(model)
     _send(connection, card)
     model = followers.gather(model, lambda reason: _send(connection, Failed(reason)))
     memory = model.plan()
     runner = load(model, memory, report)
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
-    drafted_tokens = DRAFTED_TOKENS if options.speculation else 0
+    drafted_tokens = DRAFTED_TOKENS if options.speculation and not overlap else 0  # a draft follows what is known
     limits = Limits(options.max_sequences, options.step_tokens, drafted_tokens, model.config.context_rate)
     scheduler = Scheduler(limits, pool)
     _send(connection, _ready(model, memory, runner.largest_step_s))
-    Loop(connection, runner, scheduler, Admission(Constraints(card)), options.check_invariants, followers).run()
+    admission = Admission(Constraints(card))
+    Loop(connection, runner, scheduler, admission, options.check_invariants, followers, overlap).run()
     followers.leave()
+
+
+def _overlaps(options: EngineOptions, model: OpenModel) -> bool:
+    """Raises ValueError where it is asked of ranks, which all have to know a step before it begins."""
+    if options.tensor_parallel == 1:
+        return options.overlap == "on" or (options.overlap == "auto" and model.kernels.streams.is_asynchronous)
+    if options.overlap == "on":
+        raise ValueError("overlap on: ranks that share a model compute one step after the other")
+    return False
 
 
 def _send(connection: socket.socket, message: FromEngine) -> None:

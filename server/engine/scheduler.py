@@ -4,9 +4,10 @@ import math
 from bisect import insort_left, insort_right
 from collections import deque
 from dataclasses import dataclass, replace
+from itertools import count
 
 from model.batch import Batch, Chunk, DeadEnd, Finding, Sample, StepResult
-from server.engine.block_pool import BlockPool, Key
+from server.engine.block_pool import BlockPool, Key, Prefix
 from server.engine.drafting import price
 from server.engine.messages import Delta, FinishReason, Stats
 from server.engine.sequence import Sequence
@@ -30,6 +31,14 @@ def _priority(sequence: Sequence) -> int:
     return sequence.priority
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One under way: chunk i belongs to sequence i."""
+
+    chunks: list[Chunk]
+    sequences: list[Sequence]
+
+
 class Scheduler:
     """Lets `computed` catch up with `tokens`: the most urgent first, and of equals the first to come.
 
@@ -40,7 +49,7 @@ class Scheduler:
     started can have more than one token pending, and it is served last.
     Nothing livelocks: the most urgent running sequence is never preempted and advances in every step. A sequence
     waits for ever only where more urgent ones keep coming: nobody is stopped for them, and nobody ages.
-    Waiting for another's block ends: see `_start`.
+    Waiting for another's block ends: see `_prefix_to_start`.
     """
 
     def __init__(self, limits: Limits, pool: BlockPool) -> None:
@@ -55,7 +64,7 @@ class Scheduler:
         self.drafts_proposed = 0
         self.drafts_accepted = 0
         self._live: dict[int, Sequence] = {}
-        self._batch: Batch | None = None  # the step under way: chunk i belongs to running[i]
+        self._steps: deque[_Step] = deque()  # under way: the one that `apply` closes next, and the one ahead of it
         self._cancelled: set[int] = set()  # while their chunks are under way
         self._step_tokens = 0
 
@@ -72,14 +81,14 @@ class Scheduler:
         sequence = self._live.get(id)
         if sequence is None:
             return
-        if self._batch is not None and sequence in self.running:
+        if self._steps and sequence in self.running:
             self._cancelled.add(id)  # the model is writing to its blocks
         else:
             self._leave(sequence)
 
     def schedule(self) -> Batch | None:
         """The next step, for `apply` to close; None if no sequence is live."""
-        assert self._batch is None, "the last step has not been applied"
+        assert not self._steps, "the last step has not been applied"
         self.started = []
         self._step_tokens = 0
         if not self._live:
@@ -89,19 +98,71 @@ class Scheduler:
         self._add_drafts(chunks)
         self._add_masks(chunks)
         self._step_tokens = sum(map(len, chunks))
-        self._batch = Batch(chunks)
-        return self._batch
+        return self._begin(chunks, [*self.running])
+
+    def _begin(self, chunks: list[Chunk], sequences: list[Sequence]) -> Batch:
+        self._steps.append(_Step(chunks, sequences))
+        return Batch(chunks)
+
+    def ahead(self) -> Batch | None:
+        """The step after the one under way, whose tokens are still being chosen; None where those come first.
+
+        The two are computed one after the other, so it may be told to the device at once. Whoever ends meanwhile is in
+        it for nothing, and what is computed of it is dropped. Its blocks are free nevertheless as soon as that is
+        known: whatever is to be written to them is told later, and so computed later.
+        Nobody starts or loses blocks in it, and nothing is drafted: where one could start, or a choice may depend on
+        more than its row, a step begins as ever, with `schedule`.
+        """
+        (step,) = self._steps
+        if self._prefix_to_start(set()) is not None or not all(chunk.is_foreseeable for chunk in step.chunks):
+            return None
+        places = count()
+        going_on = [
+            (sequence, chunk, place)
+            for sequence, chunk in zip(step.sequences, step.chunks, strict=True)
+            for place in [next(places) if chunk.sampling else None]
+            if sequence in self and sequence.id not in self._cancelled and sequence.goes_on_after(chunk)
+        ]
+        awaited = [sequence for sequence, _, place in going_on if place is not None]
+        missing = sum(max(self.pool.missing(sequence, 1), 0) for sequence in awaited)
+        if not going_on or missing > self.pool.available:
+            return None
+        for sequence in awaited:
+            self.pool.extend(sequence, 1)
+        chunks, budget = [], self.limits.step_tokens - len(awaited)
+        for sequence, chunk, place in going_on:
+            if place is not None:
+                chunks.append(sequence.awaiting(place))
+            else:  # the last one, as only that can be behind
+                chunks.append(self._take(sequence, budget, chunk.stop)[0])
+        return self._begin(chunks, [sequence for sequence, *_ in going_on])
+
+    def retract(self) -> None:
+        """Forgets the step ahead, if there is one: it is not to be computed."""
+        if len(self._steps) > 1:
+            self._steps.pop()
 
     def apply(self, result: StepResult) -> list[Delta]:
         """Closes the step: what it added to each sequence. Finished sequences have given their blocks back."""
-        assert self._batch is not None, "no step is under way"
-        steps = list(zip(self.running, self._batch.chunks, result.samples, strict=True))
-        deltas = [self._advance(*step, result.findings.get(place)) for place, step in enumerate(steps)]
-        self._batch = None
+        assert self._steps, "no step is under way"
+        step = self._steps[0]
+        self._step_tokens = sum(map(len, step.chunks))
+        deltas = [
+            self._advance(sequence, chunk, samples, result.findings.get(place))
+            for place, (sequence, chunk, samples) in enumerate(
+                zip(step.sequences, step.chunks, result.samples, strict=True)
+            )
+            if sequence in self  # else it has left since this step went ahead
+        ]
+        self._steps.popleft()
         cancelled, self._cancelled = self._cancelled, set()
         for id in cancelled:
-            self.cancel(id)
+            if id in self._live:
+                self._leave(self._live[id])
         return [delta for delta in deltas if delta is not None and delta.id not in cancelled]
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return self._live.get(sequence.id) is sequence
 
     def stats(self, step_seconds: float, invariant_violations: int) -> Stats:
         """The state after a step, with the two figures that only its caller has."""
@@ -135,7 +196,7 @@ class Scheduler:
         for sequence in self.running:
             if not sequence.pending:
                 return f"sequence {sequence.id} runs with nothing to compute"
-            if sequence.pending > 1 and sequence is not self.running[-1] and self._batch is None:
+            if sequence.pending > 1 and sequence is not self.running[-1] and not self._steps:
                 return f"sequence {sequence.id} is behind, yet younger ones run"
             if self.pool.span(sequence.computed) > len(sequence.blocks):
                 return f"sequence {sequence.id} has {sequence.computed} tokens computed in too few blocks"
@@ -168,46 +229,53 @@ class Scheduler:
         promised: set[Key | None] = set()
         while budget and (len(chunks) < len(self.running) or self._start(promised)):
             sequence = self.running[len(chunks)]
-            chunk, budget = self._take(sequence, budget)
+            chunk, budget = self._take(sequence, budget, sequence.computed)
             promised.add(self.pool.key_after(sequence, sequence.contents, chunk.stop))
             chunks.append(chunk)
         return chunks
 
-    def _take(self, sequence: Sequence, budget: int) -> tuple[Chunk, int]:
-        """The sequence's chunk, and what it leaves of the budget: nothing where the sequence stays behind.
+    def _take(self, sequence: Sequence, budget: int, start: int) -> tuple[Chunk, int]:
+        """The sequence's chunk from there, and what it leaves of the budget: nothing where the sequence stays behind.
 
         Tokens far into a prompt count as more than one, so that those who decode beside it wait for no step longer
         than for one at its beginning.
         """
-        weight = 1 + sequence.computed / self.limits.context_rate if sequence.pending > 1 else 1.0
-        chunk = sequence.chunk(min(sequence.pending, max(int(budget / weight), 1)))
-        is_behind = len(chunk) < sequence.pending
+        pending = len(sequence.tokens) - start
+        weight = 1 + start / self.limits.context_rate if pending > 1 else 1.0
+        chunk = sequence.chunk(min(pending, max(int(budget / weight), 1)), start)
+        is_behind = len(chunk) < pending
         return chunk, 0 if is_behind else budget - math.ceil(len(chunk) * weight)
 
     def _start(self, promised: set[Key | None]) -> bool:
-        """Moves the head of the queue to `running`, if there is room for all its tokens and for the others to grow.
-
-        It waits as well while the block it could use next is promised by this very step: one step later it finds it
-        in the cache instead of computing it twice. This ends: only running sequences make promises, none but more
-        urgent ones join them meanwhile, and each such step brings them closer to their ends.
-        """
-        if not self.waiting or len(self.running) == self.limits.max_running:
+        """Moves the head of the queue to `running`, if it may."""
+        prefix = self._prefix_to_start(promised)
+        if prefix is None:
             return False
-        sequence = self.waiting[0]
-        prefix = self.pool.find(sequence)
-        key = self.pool.next_key(sequence, prefix)
-        if key is not None and key in promised:
-            return False
-        growth = len(self.running)  # each may soon want one block more; taking it from a newcomer would waste its work
-        if self.pool.cost(sequence, prefix) > self.pool.available - growth:
-            return False
-        self.running.append(self.waiting.popleft())
+        sequence = self.waiting.popleft()
+        self.running.append(sequence)
         self.pool.share(sequence, prefix)
         extended = self.pool.extend(sequence)
         assert extended, "the cost was wrong"
         if not sequence.has_started:
             self._note_start(sequence)
         return True
+
+    def _prefix_to_start(self, promised: set[Key | None]) -> Prefix | None:
+        """What the cache has of the head of the queue, if there is room for all its tokens and for the others to grow.
+
+        It waits as well while the block it could use next is promised by this very step: one step later it finds it
+        in the cache instead of computing it twice. This ends: only running sequences make promises, none but more
+        urgent ones join them meanwhile, and each such step brings them closer to their ends.
+        """
+        if not self.waiting or len(self.running) == self.limits.max_running:
+            return None
+        sequence = self.waiting[0]
+        prefix = self.pool.find(sequence)
+        key = self.pool.next_key(sequence, prefix)
+        if key is not None and key in promised:
+            return None
+        growth = len(self.running)  # each may soon want one block more; taking it from a newcomer would waste its work
+        return prefix if self.pool.cost(sequence, prefix) <= self.pool.available - growth else None
 
     def _note_start(self, sequence: Sequence) -> None:
         """What is counted once in a sequence's life, however often it is preempted or resumed and starts again."""
@@ -250,8 +318,7 @@ class Scheduler:
         Blocks are taken for them only where one is left for each running sequence: so nobody is preempted for a
         draft, now or when each has its next token.
         """
-        missing = self.pool.span(len(sequence.tokens) + drafts) - len(sequence.blocks)
-        if missing <= self.pool.available - len(self.running):
+        if self.pool.missing(sequence, drafts) <= self.pool.available - len(self.running):
             self.pool.extend(sequence, drafts)
         return min(drafts, len(sequence.blocks) * self.pool.block_size - len(sequence.tokens))
 

@@ -117,20 +117,42 @@ class Sequence:
         assert self.reading is not None, "there was nothing to read"
         self.reading = self.reading.after(finding.rows, self.prompt_length, finding.total)
 
-    def chunk(self, amount: int) -> Chunk:
+    def chunk(self, amount: int, start: int | None = None) -> Chunk:
         """The next `amount` pending tokens; the last of them lets the step choose the token that follows.
 
-        What a grammar allows there is for the scheduler to add, with the drafts.
+        `start` is `computed`, but where a step under way moves that. What a grammar allows there is for the scheduler
+        to add, with the drafts.
         """
-        stop = self.computed + amount
+        start = self.computed if start is None else start
+        stop = start + amount
         sampling = self.sampling if stop == len(self.tokens) and self.max_tokens else None
         return Chunk(
             self.tokens,
-            self.computed,
+            start,
             stop,
             self.blocks,
             self.prompt_length,
             sampling,
             adapter=self.adapter,
             reading=self.reading,
+        )
+
+    def goes_on_after(self, chunk: Chunk) -> bool:
+        """Unless what the chunk chooses ends it."""
+        if chunk.sampling is None:
+            return chunk.stop < len(self.tokens)
+        return chunk.stop + 1 - self.prompt_length < self.max_tokens
+
+    def awaiting(self, place: int) -> Chunk:
+        """The token after all that are known, which is choice `place` of the step under way."""
+        start = len(self.tokens)
+        return Chunk(
+            self.tokens,
+            start,
+            start + 1,
+            self.blocks,
+            self.prompt_length,
+            self.sampling,
+            adapter=self.adapter,
+            awaits=place,
         )

@@ -43,8 +43,8 @@ def plan(of: Scheduler) -> dict[int, tuple[int, int]]:
 
 def answer(to: Scheduler, token: int = NEXT, **faults: str) -> list[Delta]:
     """Closes the step; `row_1="nan"` makes chunk 1 fail."""
-    assert to._batch is not None
-    samples: list[list[Sample] | str] = [[Sample(token)] if chunk.sampling else [] for chunk in to._batch.chunks]
+    assert to._steps
+    samples: list[list[Sample] | str] = [[Sample(token)] if chunk.sampling else [] for chunk in to._steps[0].chunks]
     for row, error in faults.items():
         samples[int(row.removeprefix("row_"))] = error
     deltas = to.apply(StepResult(samples))

@@ -1,5 +1,6 @@
 """A model that knows of a sequence only what stands in its blocks, and what such a model says and reads."""
 
+from dataclasses import replace
 from itertools import chain
 from random import Random
 
@@ -85,19 +86,30 @@ class FakeModel:
         self.failures = random.choice([0, 0.003, 0.03])  # share of the rows
         self.cells: list[int | None] = [None] * (blocks * BLOCK_SIZE)
         self.random = random
+        self.said: list[list[Sample] | str] = []  # by the last step
 
     def run(self, batch: Batch) -> StepResult:
         for chunk in batch.chunks:
             for block in chunk.blocks[-(-chunk.start // BLOCK_SIZE) :]:  # not begun: whatever they hold is void
                 self.cells[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = [None] * BLOCK_SIZE
         contexts = [self.read(chunk) for chunk in batch.chunks]  # no chunk sees what another adds in the same step
-        samples = [self.compute(*work) for work in zip(batch.chunks, contexts, strict=True)]
+        samples = [self.compute(*work) for work in zip(map(self.known, batch.chunks), contexts, strict=True)]
         found = {
             place: self.find(chunk, context)
             for place, (chunk, context) in enumerate(zip(batch.chunks, contexts, strict=True))
             if chunk.read_rows and not isinstance(samples[place], str)
         }
+        self.said = [said for said, chunk in zip(samples, batch.chunks, strict=True) if chunk.sampling]
         return StepResult(samples, found)
+
+    def known(self, chunk: Chunk) -> Chunk:
+        """With the token that it awaits from the last step; any, where that has failed."""
+        if chunk.awaits is None:
+            return chunk
+        require(len(chunk.tokens) == chunk.start, "what is awaited is known")
+        said = self.said[chunk.awaits]
+        token = 0 if isinstance(said, str) else said[-1].token
+        return replace(chunk, tokens=[*chunk.tokens, token])
 
     def find(self, chunk: Chunk, context: list[int]) -> Finding:
         assert chunk.reading is not None

@@ -8,7 +8,7 @@ from random import Random
 
 from fake_model import BLOCK_SIZE, VOCABULARY, FakeModel, Violation, foresee, golden, require, tell, told
 
-from model.batch import Reading, Sampling
+from model.batch import Batch, Reading, Sampling, StepResult
 from server.engine.block_pool import BlockPool
 from server.engine.drafting import Drafter
 from server.engine.messages import Delta, Submit
@@ -63,12 +63,19 @@ class World:
         pool: type[BlockPool] = BlockPool,
         *,
         reads: bool = False,
+        overlaps: bool = False,
     ) -> None:
-        """With `reads`, two prompts in three tell of themselves, for which the prefix cache serves them less."""
+        """With `reads`, two prompts in three tell of themselves, for which the prefix cache serves them less.
+
+        With `overlaps`, each step that can is computed before the tokens of the one before it are known.
+        """
         self.seed = seed
         self.reads = reads
         self.random = random = Random(seed)
         self.reader = Random(-1 - seed)
+        self.overlaps = overlaps
+        self.ahead: StepResult | None = None  # nobody has looked
+        self.overlapped = 0  # steps
         self.blocks = random.randint(8, 24)
         self.limits = Limits(
             random.randint(2, 8),
@@ -113,7 +120,7 @@ class World:
         try:
             while self.operations < operations:
                 self.move()
-            while self.orders:
+            while self.orders or self.ahead:
                 self.step()
             require(self.scheduler.schedule() is None, "there is something to do for nobody")
             require(self.pool.used == 0, "blocks leaked")
@@ -159,7 +166,8 @@ class World:
         self.foreseen[order.id] = foresee(order)
         # Each step moves the oldest: at the latest, it goes when all before it and itself have gone token by token.
         # One step more is lost where drafts failed.
-        patience = sum(len(live.prompt) + live.max_tokens + 1 for live in self.orders.values())
+        # A step that was ahead of ends that nobody foresaw may be all for nothing.
+        patience = sum(len(live.prompt) + live.max_tokens + 1 for live in self.orders.values()) * (1 + self.overlaps)
         self.deadlines[order.id] = self.counts["step"] + patience
         if len(self.priorities) > 1:
             self.be_patient(order, patience)
@@ -190,13 +198,23 @@ class World:
         self.count("cancel")
 
     def step(self) -> None:
+        result = self.ahead or self.begin()
+        if result is None:
+            require(not self.orders, "nothing is to do, yet sequences are live")
+            return
+        self.ahead = self.begin_ahead() if self.overlaps else None
+        if self.random.random() < 0.02:
+            self.cancel()
+        for delta in self.scheduler.apply(result):
+            self.receive(delta)
+        self.count("step")
+
+    def begin(self) -> StepResult | None:
         undisturbed = [s.id for s in sorted(self.scheduler.running, key=lambda s: s.priority)[:1]]
         batch = self.scheduler.schedule()
         if batch is None:
-            require(not self.orders, "nothing is to do, yet sequences are live")
-            return
+            return None
         self.check()
-        require(sum(map(len, batch.chunks)) <= self.limits.step_tokens, "the step is too big")
         drafts = sum(len(chunk.drafts) for chunk in batch.chunks)
         require(not drafts or sum(map(len, batch.chunks)) <= self.limits.drafted_tokens, "a big step has drafts")
         for sequence, chunk in zip(self.scheduler.running, batch.chunks, strict=True):
@@ -212,12 +230,26 @@ class World:
         moving = {sequence.id for sequence in self.scheduler.running}
         require(moving.issuperset(undisturbed), "the most urgent that ran does not move")
         require(len(self.priorities) > 1 or next(iter(self.orders)) in moving, "the oldest does not move")
-        result = self.model.run(batch)
-        if self.random.random() < 0.02:
-            self.cancel()
-        for delta in self.scheduler.apply(result):
-            self.receive(delta)
-        self.count("step")
+        return self.compute(batch)
+
+    def begin_ahead(self) -> StepResult | None:
+        """Now and then it is scheduled and then cannot begin."""
+        before = [sequence.id for sequence in self.scheduler.running]
+        batch = self.scheduler.ahead()
+        if batch is None:
+            return None
+        self.check()
+        require(before == [sequence.id for sequence in self.scheduler.running], "a step ahead starts or stops somebody")
+        require(not any(chunk.drafts for chunk in batch.chunks), "a step ahead has drafts")
+        if self.random.random() < 0.1:
+            self.scheduler.retract()
+            return None
+        self.overlapped += 1
+        return self.compute(batch)
+
+    def compute(self, batch: Batch) -> StepResult:
+        require(sum(map(len, batch.chunks)) <= self.limits.step_tokens, "the step is too big")
+        return self.model.run(batch)
 
     def receive(self, delta: Delta) -> None:
         require(delta.id in self.orders, f"sequence {delta.id} speaks after its end")
