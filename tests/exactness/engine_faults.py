@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -75,8 +76,8 @@ def a_rejected_draft_leaves_its_keys_and_values(patch: Patch) -> None:
 
 
 def packed_with(patch: Patch, change: Callable[[Inputs], None]) -> None:
-    def packed(batch: Batch, device: torch.device) -> Inputs:
-        inputs = pack(batch, device)
+    def packed(*given: Any) -> Inputs:
+        inputs = pack(*given)
         change(inputs)
         return inputs
 
