@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -53,25 +54,28 @@ class Runner:
     def run(self, batch: Batch) -> StepResult:
         """Computes every chunk and chooses tokens for those that want them.
 
-        Where the device has not enough memory, it is tried once more, in two halves.
+        Where the device has not enough memory, it is tried once more, in two halves; but not by one of several ranks,
+        which the others would not join.
         """
-        try:
+        if self.transformer.ranks.size > 1:
             return self._run(batch)
-        except torch.OutOfMemoryError:
-            return self._run_in_halves(batch)
+        with suppress(torch.OutOfMemoryError):
+            return self._run(batch)
+        return self._run_in_halves(batch)  # out here, where no error holds on to what the step had allocated
 
     def dispatch(self, batch: Batch) -> None:
         """Tells the device to compute it after all that it was told before; `collect` has the result.
 
         Its chunks may await choices of what was dispatched last.
         """
-        try:
+        if self._under_way:  # it may await choices, which those of a half would replace
             self._under_way.append(partial(self._finish, self._begin(batch)))
-        except torch.OutOfMemoryError:
-            if self._under_way:
-                raise
-            result = self._run_in_halves(batch)
-            self._under_way.append(lambda: result)
+            return
+        with suppress(torch.OutOfMemoryError):
+            self._under_way.append(partial(self._finish, self._begin(batch)))
+            return
+        result = self._run_in_halves(batch)
+        self._under_way.append(lambda: result)
 
     def collect(self) -> StepResult:
         """The result of what was dispatched first. The host waits once for it, where all chunks are foreseeable."""

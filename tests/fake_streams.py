@@ -1,12 +1,10 @@
 """A device's streams, faked on a CPU: what the host reads or writes too early, or waits for too often, fails.
 
 Tensors are computed at once, as on any CPU. What makes them a card's is that nobody may look: every way in which the
-host could ask for a number, but for waiting for a download, raises. A capture writes down what torch computes and what
-Triton launches, with their very arguments, and a replay does the same again, as a CUDA graph would: numbers that the
-host has changed since do not reach it.
+host could ask for a number, but for waiting for a download, raises.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kernels.streams import Download, Streams
 
@@ -46,7 +43,6 @@ class FakeStreams(Streams):
 
     waits: int = 0
     is_waiting: bool = False
-    captures: int = 0
     _uploads: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the host's and as it was
 
     is_asynchronous = True
@@ -57,13 +53,6 @@ class FakeStreams(Streams):
 
     def download(self, tensor: Tensor) -> Download:
         return _Arriving(self, tensor.clone())
-
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        graph = Graph()
-        with graph.recording():
-            run()
-        return graph.replay
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -99,54 +88,3 @@ class _Host:
 
     def tolist(self) -> list[int]:
         return self.numbers
-
-
-class Graph:
-    """What was told to the device, to be told again."""
-
-    def __init__(self) -> None:
-        self.calls: list[Callable[[], None]] = []
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        import triton.runtime.interpreter as interpreter
-
-        launch = interpreter.GridExecutor.__call__
-
-        def record(executor: Any, *args: Any, **kwargs: Any) -> None:
-            with torch._C._DisableTorchDispatch():  # what the interpreter does with torch is no call of ours
-                launch(executor, *args, **kwargs)
-            self.calls.append(lambda: launch(executor, *args, **kwargs))
-
-        interpreter.GridExecutor.__call__ = record
-        try:
-            with _Recorder(self.calls):
-                yield
-        finally:
-            interpreter.GridExecutor.__call__ = launch
-
-    def replay(self) -> None:
-        for call in self.calls:
-            call()
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, calls: list[Callable[[], None]]) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        result = func(*args, **given)
-        if not func.is_view:
-            self.calls.append(lambda: _again(func, args, given, result))
-        return result
-
-
-def _again(func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """Into the tensors that it made the first time; those it works in place on have the result already."""
-    again = func(*args, **kwargs)
-    results, agains = (value if isinstance(value, tuple | list) else [value] for value in (result, again))
-    for place, new in zip(results, agains, strict=True):
-        if isinstance(place, Tensor) and place is not new and not func._schema.is_mutable:
-            place.copy_(new)

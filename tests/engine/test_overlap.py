@@ -5,7 +5,8 @@ too early.
 """
 
 import socket
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from model.batch import Batch, Chunk, Reading, Sampling, StepResult
 from model.halving import halves
 from model.kernels.streams import Streams
 from model.loading import Request, load, open_model
+from model.parallel import Ranks
 from model.runner import Runner
 from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool
@@ -201,10 +203,14 @@ class Short:
         self.runner, self.rows = runner, rows
         self.sizes: list[int] = []
         self.hidden = runner._hidden
+        self.allocated: Callable[[], torch.Tensor | None] = lambda: None  # by the step that failed
 
     def __call__(self, inputs: object) -> torch.Tensor:
         self.sizes.append(len(inputs.ids))  # type: ignore[attr-defined]
+        assert self.allocated() is None, "the next try has to do without that memory"
         if self.sizes[-1] > self.rows:
+            allocated = torch.zeros(1)
+            self.allocated = weakref.ref(allocated)
             raise torch.OutOfMemoryError("as the test asked for")
         return self.hidden(inputs)  # type: ignore[arg-type]
 
@@ -226,6 +232,11 @@ def test_a_step_that_takes_too_much_memory_is_computed_in_halves(
     with pytest.raises(torch.OutOfMemoryError):
         runner.run(batch)
     assert short.sizes[6:] == [30, 15], "it is tried once more, and no oftener"
+    monkeypatch.setattr(runner.transformer, "ranks", Ranks(0, 2))
+    short.allocated = lambda: None
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.run(batch)
+    assert short.sizes[8:] == [30], "other ranks compute the whole"
 
 
 def test_halves_cut_what_can_be_cut() -> None:

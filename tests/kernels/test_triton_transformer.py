@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from tiny_configs import GEMMA, GPT2, LLAMA, PAPER
 from torch import Tensor
 
 from model.batch import Batch, Chunk
-from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope
+from model.config import Experts, ModelConfig
 from model.inputs import pack
 from model.kernels import Kernels
 from model.kernels.triton import TritonKernels
@@ -15,30 +16,6 @@ from model.kv_cache import KVCache
 from model.quantization import PackedTensor
 from model.transformer import Transformer
 
-LLAMA = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    dim=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    hidden_dim=96,
-    context_length=64,
-)
-GEMMA = replace(
-    LLAMA,
-    family="gemma",
-    norm_place=NormPlace.SANDWICH,
-    windows=(9, None),
-    local_rope=Rope(500.0),
-    attention_softcap=2.0,
-    logits_softcap=9.0,
-    embedding_scale=8.0,
-    tied_head=True,
-)
-GPT2 = replace(LLAMA, family="gpt2", norm=Norm.LAYER, gated=False, positions=Positions.LEARNED, num_kv_heads=4)
-PAPER = replace(GPT2, family="paper", positions=Positions.SINUSOIDAL, norm_place=NormPlace.POST)
 MIXTRAL = replace(LLAMA, family="mixtral", experts=Experts(count=4, per_token=2, hidden_dim=32, normalize=True))
 TOKENS = [0, 7, 14, 21, 28, 35, 42, 49, 56, 63, 70, 77, 84, 91, 2, 9, 16, 23]
 BLOCKS = [2, 0]

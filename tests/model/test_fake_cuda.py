@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_configs import GEMMA, GPT2, LLAMA, PAPER
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from model.batch import Batch, Chunk, Sample, Sampling
-from model.config import Experts, ModelConfig, Norm, NormPlace, Positions, Rope, YarnScaling
+from model.config import Experts, ModelConfig, Rope, YarnScaling
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs, pack
 from model.kernels import Kernels
@@ -37,31 +38,6 @@ from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 
 CUDA = torch.device("cuda", 0)
-LLAMA = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    dim=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    hidden_dim=96,
-    context_length=64,
-)
-GEMMA = replace(
-    LLAMA,
-    family="gemma",
-    norm_place=NormPlace.SANDWICH,
-    norm_offset=1.0,
-    windows=(9, None),
-    local_rope=Rope(500.0),
-    attention_softcap=2.0,
-    logits_softcap=9.0,
-    embedding_scale=8.0,
-    tied_head=True,
-)
-GPT2 = replace(LLAMA, family="gpt2", norm=Norm.LAYER, gated=False, positions=Positions.LEARNED, num_kv_heads=4)
-PAPER = replace(GPT2, family="paper", positions=Positions.SINUSOIDAL, norm_place=NormPlace.POST)
 YARN = replace(LLAMA, family="yarn", rope=Rope(10000.0, YarnScaling(4.0, 16)))
 EVERYTHING = Sampling(
     repetition_penalty=1.1,
