@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +15,30 @@ SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a program; C
 FRAME_BYTES = 8  # that the assembler may take although registers are left; what does not fit comes in hundreds
 
 
-@pytest.mark.parametrize("capability", SHARED_BYTES)
-def test_kernels_compile_for(capability: int, tmp_path: Path) -> None:
+Kernels = list[dict[str, Any]]
+
+
+def compiled(capability: int, cache: Path) -> Kernels:
     script = Path(__file__).with_name("compile_triton.py")
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cache), "TRITON_CACHE_DIR": str(cache)}
     run = subprocess.run(
         [sys.executable, "-P", script, str(capability)], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    kernels = json.loads(run.stdout)
+    kernels: Kernels = json.loads(run.stdout)
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def compiling(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Future[Kernels]]:
+    """All cards at once, as each is seconds of one core."""
+    with ThreadPoolExecutor() as threads:
+        return {card: threads.submit(compiled, card, tmp_path_factory.mktemp("cache")) for card in SHARED_BYTES}
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_compile_for(capability: int, compiling: dict[int, Future[Kernels]]) -> None:
+    kernels = compiling[capability].result()
     assert kernels
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_BYTES[capability], kernel
