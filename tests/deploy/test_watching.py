@@ -4,8 +4,10 @@ import asyncio
 import json
 import math
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,17 @@ async def test_no_panel_is_empty_after_a_short_load(server: RunningServer, prome
 def is_told(name: str, values: list[float]) -> bool:
     """Whether a panel's query has an answer, numbers, and of what the load moves more than 0."""
     return bool(values) and not any(map(math.isnan, values)) and (name in QUIET or min(values) > 0)
+
+
+def test_a_picture_shows_the_answers_of_every_panel(prometheus: Prometheus, tmp_path: Path) -> None:
+    """After the load above."""
+    script, picture = DEPLOY / "grafana/draw_dashboard.py", tmp_path / "panels.svg"
+    command = [sys.executable, "-P", script, prometheus.url, picture, "--minutes", "2"]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(script.parent)}, check=True)
+    drawn = set(re.findall(r">([^<>]+)</text>", picture.read_text()))
+    titles_and_legends = {part for name in dashboard_queries() for part in name.split(": ") if "{{" not in part}
+    assert titles_and_legends <= drawn
+    assert {"length", "127.0.0.1", "ada"} <= {said.split(":")[0] for said in drawn}
 
 
 def test_every_rule_is_evaluated_and_no_alert_fires(prometheus: Prometheus) -> None:
