@@ -28,6 +28,10 @@ class Packed:
         return self.codes, self.scales, self.minima
 
     @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts if part is not None)
+
+    @property
     def packing(self) -> dict[str, int]:
         """What a kernel that reads the parts is compiled for. GROUP columns share a scale."""
         group = self.shape[1] // self.scales.shape[1]
