@@ -7,7 +7,7 @@ PORT ?= 8000
 TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure soak deploy-test \
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure gpu-check soak deploy-test \
 	image image-test requirements sbom clean
 
 serve: $(VENV)/.installed
@@ -46,6 +46,10 @@ bench-structure: $(VENV)/.installed
 
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving
+
+# For a machine with a card: everything that only a card can show, as a report to paste. --help of the module tells more.
+gpu-check: $(VENV)/.installed-test
+	$(BIN)/python -P -m bench.gpu_check --model $(MODEL) --output gpu-check.md
 
 # What is in deploy/, by the tools that read it. Needs apt-get for what is not installed of prometheus, and kubectl.
 deploy-test: $(VENV)/.installed-deploy

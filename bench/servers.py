@@ -29,6 +29,7 @@ class Command:
 
     arguments: tuple[str, ...]
     health: str  # path that answers 200 once the model is loaded
+    start_s: float = START_TIMEOUT_S  # until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Server:
 def running(command: Command, log: Path) -> Iterator[Server]:
     """A server that is ready, for as long as the context lasts. Raises NoStart."""
     with starting(command, log) as server:
-        wait(server, command.health, log)
+        wait(server, command.health, log, timeout_s=command.start_s)
         yield server
 
 
@@ -65,9 +66,11 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait(server: Server, path: str, log: Path, statuses: Set[int] = frozenset({200})) -> None:
+def wait(
+    server: Server, path: str, log: Path, statuses: Set[int] = frozenset({200}), timeout_s: float = START_TIMEOUT_S
+) -> None:
     """Returns once `path` answers with one of the statuses. Raises NoStart."""
-    until = time.monotonic() + START_TIMEOUT_S
+    until = time.monotonic() + timeout_s
     while time.monotonic() < until and server.process.poll() is None:
         if _status(server.url + path) in statuses:
             return

@@ -1,6 +1,7 @@
 """Compiles every Triton kernel for a card that is not there, and prints what each needs of it as JSON.
 
-python compile_triton.py 90
+python compile_triton.py 90                     # compute capability 9.0
+python compile_triton.py 90 rms_norm activate   # kernels of these names alone
 """
 
 import json
@@ -100,9 +101,9 @@ def alignment(kernel: Any, constants: dict[str, Any]) -> dict[tuple[int], list[l
     return {(i,): [["tt.divisibility", 16]] for i in aligned if names[i] not in constants}
 
 
-def compiled(capability: int) -> Iterator[dict[str, Any]]:
+def compiled(capability: int, names: list[str]) -> Iterator[dict[str, Any]]:
     target = GPUTarget("cuda", capability, 32)
-    for kernel, given in KERNELS:
+    for kernel, given in (case for case in KERNELS if not names or case[0].__name__ in names):
         options = {name: value for name, value in given.items() if name.startswith("num_")}
         numbers = given.get("numbers", "*bf16")  # what the model computes in
         constants = {name: value for name, value in given.items() if name not in (*options, "numbers")}
@@ -128,4 +129,4 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(list(compiled(int(sys.argv[1])))))
+    print(json.dumps(list(compiled(int(sys.argv[1]), sys.argv[2:]))))
