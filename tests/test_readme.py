@@ -5,6 +5,7 @@ from pathlib import Path
 
 from write_clients import COLUMNS, proofs, table
 
+from bench.gpu_check.__main__ import SECTIONS
 from server.app import create_app
 from server.cli import _parser
 from server.config import ServeOptions, options_table
@@ -32,6 +33,19 @@ def test_every_path_in_the_tree_exists() -> None:
         folder = Path(names[0]).parent  # names after the first are its neighbours
         for name in names:
             assert any((ROOT / base / name).exists() for base in ("", folder)), name
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 20
+    for link in links:
+        assert (ROOT / link).is_file(), link
+
+
+def test_every_section_of_the_gpu_check_that_is_named_is_one() -> None:
+    table = README.split("| needs a card |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2:][0])}
+    assert named == set(SECTIONS) - {"environment"}
 
 
 def test_every_route_in_the_readme_is_served_and_the_other_way_round() -> None:

@@ -30,7 +30,7 @@ def check(options: Options) -> Iterator[str]:
         capability = 10 * major + minor
     command = [sys.executable, "-P", str(COMPILER), str(capability), *(QUICK if options.quick else ())]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         print(run.stderr, file=sys.stderr)
         raise Failed((run.stderr.strip() or "it said nothing").splitlines()[-1])

@@ -74,7 +74,7 @@ def outcome_of(command: Sequence[str], limit_s: float) -> Outcome:
     """Whatever happens in the process, an outcome comes of it."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
         # a session of its own: what it starts ends with it
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=complained, start_new_session=True)
+        process = subprocess.Popen(command, stdout=said, stderr=complained, start_new_session=True)
         try:
             process.wait(limit_s)
             is_late = False

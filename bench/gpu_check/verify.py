@@ -4,12 +4,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from bench.gpu_check.section import ROOT, Failed, Options
+from bench.gpu_check.section import Failed, Options
 
 
 def check(options: Options) -> Iterator[str]:
     command = [sys.executable, "-P", "-m", "server.cli", "verify", options.model, "--device", options.device]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.stdout:
         yield f"```\n{run.stdout.strip()}\n```"
     if run.returncode != 0:
