@@ -26,10 +26,18 @@ class Inputs:
     adapted: dict[str, slice]  # digest of an adapter -> the rows of all chunks that have it
 
 
-def pack(batch: Batch, device: torch.device, upload: Upload = Tensor.to) -> Inputs:
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Rows that fill a step up: each is a token of its own, the first of a context that lies in a block for nobody."""
+
+    rows: int
+    block: int
+
+
+def pack(batch: Batch, device: torch.device, upload: Upload = Tensor.to, padding: Padding | None = None) -> Inputs:
     """Lays the chunks one after the other: those without an adapter first, then those of each.
 
-    Everything crosses to the device as one tensor.
+    Everything crosses to the device as one tensor. Spans of padding follow those of the chunks.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -50,14 +58,22 @@ def pack(batch: Batch, device: torch.device, upload: Upload = Tensor.to) -> Inpu
         if chunk.adapter is not None:
             first_of_all = adapted.get(chunk.adapter, slice(first_row, None)).start
             adapted[chunk.adapter] = slice(first_of_all, len(ids))
+    if padding is not None:
+        ids += [0] * padding.rows
+        positions += [0] * padding.rows
+        slots += [padding.block * BLOCK_SIZE] * padding.rows
     sampled = [row for place, chunk in enumerate(batch.chunks) for row in _sampled_rows(chunk, first_rows[place])]
-    columns = [ids, positions, slots, sampled, waiting, awaited, *(chunk.blocks for chunk in batch.chunks)]
+    tables = [chunk.blocks[: -(-chunk.end // BLOCK_SIZE)] for chunk in batch.chunks]
+    tables += [[padding.block]] * padding.rows if padding else []
+    columns = [ids, positions, slots, sampled, waiting, awaited, *tables]
     together = torch.tensor(list(chain.from_iterable(columns)), dtype=torch.int64)
     parts = upload(together, device).split_with_sizes([len(column) for column in columns])
     ids_T, positions_T, slots_T, sampled_rows, waiting_rows, awaited_places = parts[:6]
+    starts = [(first_rows[place], len(chunk), chunk.start) for place, chunk in enumerate(batch.chunks)]
+    starts += [(row, 1, 0) for row in range(sum(map(len, batch.chunks)), len(ids))]
     spans = [
-        Span(first_rows[place], first_rows[place] + len(chunk), chunk.start, blocks)
-        for place, (chunk, blocks) in enumerate(zip(batch.chunks, parts[6:], strict=True))
+        Span(first_row, first_row + rows, start, table)
+        for (first_row, rows, start), table in zip(starts, parts[6:], strict=True)
     ]
     return Inputs(ids_T, positions_T, slots_T, spans, sampled_rows, waiting_rows, awaited_places, adapted)
 

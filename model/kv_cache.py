@@ -27,10 +27,14 @@ class KVCache:
         device: torch.device,
         are_keys_in_rows: bool = False,
     ) -> None:
-        """`are_keys_in_rows` is what the kernels say of themselves; the shapes are the same either way."""
-        rows = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        columns = (num_blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
-        scales = (2, num_blocks, config.num_kv_heads, BLOCK_SIZE)
+        """There is one block more, the scrap block, for rows that nobody needs.
+
+        `are_keys_in_rows` is what the kernels say of themselves; the shapes are the same either way.
+        """
+        total = num_blocks + 1
+        rows = (total, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        columns = (total, config.num_kv_heads, config.head_dim, BLOCK_SIZE)
+        scales = (2, total, config.num_kv_heads, BLOCK_SIZE)
 
         def keys() -> Tensor:
             if are_keys_in_rows:
@@ -38,6 +42,7 @@ class KVCache:
             return torch.empty(columns, dtype=dtype, device=device)
 
         self.num_blocks = num_blocks
+        self.scrap_block = num_blocks
         self.layers = [
             LayerCache(
                 keys(),
@@ -46,12 +51,16 @@ class KVCache:
             )
             for _ in range(config.num_layers)
         ]
+        self._fill([self.scrap_block], 0.0)  # nobody needs what is computed with it, but it has to be finite
 
     def poison(self, blocks: list[int]) -> None:
         """Makes every read of these blocks show: test mode calls it when they are freed."""
+        self._fill(blocks, float("nan"))
+
+    def _fill(self, blocks: list[int], value: float) -> None:
         for layer in self.layers:
             if layer.scales is not None:
-                layer.scales[:, blocks] = float("nan")  # integers cannot be
+                layer.scales[:, blocks] = value  # integers cannot be NaN
             else:
-                layer.keys[blocks] = float("nan")
-                layer.values[blocks] = float("nan")
+                layer.keys[blocks] = value
+                layer.values[blocks] = value

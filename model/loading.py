@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.families import Description, describe
 from model.kernels import Kernels, available_cores, select
 from model.kv_cache import KVCache
-from model.memory import MemoryPlan, StepLimits, free_memory, plan
+from model.memory import MemoryPlan, NotEnoughMemory, StepLimits, free_memory, plan, step_bytes
 from model.parallel import ALONE, Ranks
 from model.runner import Runner
 from model.shares import Share, share
@@ -102,13 +102,35 @@ class OpenModel:
         """
         kernels, own, infos = self.kernels, self.share(), self.checkpoint.infos
         weights = sum(own.portion(info.name, kernels.prepared_bytes(info.shape, info.dtype)) for info in infos)
-        request = self.request
-        limits = StepLimits(request.step_tokens, request.max_sequences, self.config.context_length, self.ranks.size)
         takers = self.ranks.local_size if kernels.device.type == "cpu" else 1  # a card is one rank's
         free = free_memory(kernels.device) // takers
-        planned = plan(own.config, weights, free, limits, kernels.device, self.kv_dtype, request.kv_memory)
+        return self._shared_out(own.config, weights, step_bytes(own.config, self.limits, kernels), free)
+
+    def measured(self, planned: MemoryPlan, transformer: Transformer) -> MemoryPlan:
+        """The plan by what the largest step is seen to take, beside weights that are loaded. Raises NotEnoughMemory."""
+        kernels, config = self.kernels, transformer.config
+        trial = Runner(transformer, KVCache(config, 0, self.kv_dtype, kernels.device, kernels.are_keys_in_rows))
+        try:
+            step = trial.rehearse(self.limits)
+        except torch.OutOfMemoryError as error:
+            limits = self.limits
+            raise NotEnoughMemory(
+                f"step-tokens {limits.step_tokens} with max-sequences {limits.max_sequences} and contexts of "
+                f"{limits.context_length} tokens take more memory than is left beside the weights"
+            ) from error
+        kernels.streams.free_unused()
+        return self._shared_out(config, planned.weights, step, planned.weights + free_memory(kernels.device))
+
+    def _shared_out(self, config: ModelConfig, weights: int, step: int, free: int) -> MemoryPlan:
+        kv_memory = self.request.kv_memory
+        planned = plan(config, weights, step, free, self.limits, self.kernels.device, self.kv_dtype, kv_memory)
         largest_block = -self.ranks.least(-planned.block)
         return replace(planned, num_blocks=self.ranks.least(planned.num_blocks), block=largest_block)
+
+    @property
+    def limits(self) -> StepLimits:
+        request = self.request
+        return StepLimits(request.step_tokens, request.max_sequences, self.config.context_length, self.ranks.size)
 
     def share(self) -> Share:
         """The part that is this rank's. Raises ValueError where the model has none for it."""
@@ -148,10 +170,16 @@ def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
     except ValueError as error:
         raise CheckpointError(model.checkpoint.path, str(error)) from error
     kernels = model.kernels
+    if kernels.streams.is_asynchronous:
+        report("measuring the largest step", 0, 0)
+        memory = model.measured(memory, transformer)
     cache = KVCache(own.config, memory.num_blocks, model.kv_dtype, kernels.device, kernels.are_keys_in_rows)
     runner = Runner(transformer, cache)
+    runner.memory = memory
     report("warming up", 0, 0)
     runner.warm_up(min(model.request.step_tokens, model.config.context_length))
+    if kernels.streams.is_asynchronous:
+        runner.rehearse(model.limits)  # what it allocates is kept for the steps to come
     return runner
 
 

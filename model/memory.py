@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from model.config import ModelConfig
+from model.kernels import Kernels
 from model.kv_cache import BLOCK_SIZE, block_bytes
 from model.reading import ROWS_AT_ONCE
 
 GIB = 1024**3
 
-# Of what is free after weights and step: a card serves nobody else, a computer does.
+# Of what is free after weights and step: a card serves nobody else but its graphs, a computer does.
 _CACHE_SHARE = {"cuda": 0.9, "cpu": 0.25}
 
 
@@ -31,7 +32,7 @@ class MemoryPlan:
 
     @property
     def cache(self) -> int:
-        return self.num_blocks * self.block
+        return (self.num_blocks + 1) * self.block  # one is for rows that nobody needs
 
     def __str__(self) -> str:
         per_token = self.block / BLOCK_SIZE / 1024
@@ -58,14 +59,14 @@ class StepLimits:
 def plan(
     config: ModelConfig,
     weights: int,
+    step: int,
     free: int,
     limits: StepLimits,
     device: torch.device,
     kv_dtype: torch.dtype,
     kv_memory: float | None = None,
 ) -> MemoryPlan:
-    """Shares out `free` bytes, measured before loading. `kv_memory`, in GiB, overrules the cache's share."""
-    step = step_bytes(config, limits)
+    """Shares out `free` bytes, the weights' included. `kv_memory`, in GiB, overrules the cache's share."""
     block = block_bytes(config, kv_dtype)
     left = free - weights - step
     budget = int(kv_memory * GIB) if kv_memory is not None else int(max(left, 0) * _CACHE_SHARE[device.type])
@@ -75,21 +76,21 @@ def plan(
             f"beside weights ({_readable(weights)}) and the largest step ({_readable(step)})"
         )
     wanted = limits.max_sequences * -(-limits.context_length // BLOCK_SIZE)  # more could never be used at once
-    num_blocks = min(budget // block, wanted)
+    num_blocks = min(budget // block - 1, wanted)  # one is for nobody: see `KVCache`
     if num_blocks < 1:
         raise NotEnoughMemory(f"{_readable(free)} of memory hold no KV block beside weights of {_readable(weights)}")
     return MemoryPlan(free, weights, step, block, num_blocks)
 
 
-def step_bytes(config: ModelConfig, limits: StepLimits) -> int:
+def step_bytes(config: ModelConfig, limits: StepLimits, kernels: Kernels) -> int:
     """An upper estimate of what the largest step allocates at its widest moment, in fp32."""
     heads = config.num_heads + 2 * config.num_kv_heads
     hidden = config.hidden_dim if config.experts is None else config.experts.hidden_dim * config.experts.per_token
     widths = 4 + 2 * (limits.ranks - 1)  # what the other ranks have computed, as it came and in fp32
     rows = limits.step_tokens * (widths * config.dim + 2 * heads * config.head_dim + 4 * hidden)
-    scores = 3 * config.num_heads * limits.step_tokens * limits.context_length
+    attention = kernels.attention_bytes(limits.step_tokens, config.num_heads, config.head_dim, limits.context_length)
     logits = 3 * min(max(limits.max_sequences, ROWS_AT_ONCE), limits.step_tokens) * config.vocab_size
-    return 4 * (rows + scores + logits)
+    return 4 * (rows + logits) + attention
 
 
 def free_memory(device: torch.device) -> int:

@@ -18,15 +18,16 @@ def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
 class Rotary:
     """Turns positions into the angles by which queries and keys are rotated."""
 
-    def __init__(self, rope: Rope, head_dim: int, context_length: int, divisors: Tensor | None = None) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, context_length: int, device: torch.device, divisors: Tensor | None = None
+    ) -> None:
         """`divisors` [head_dim / 2], one a frequency, come with the checkpoint: GGUF stores Llama 3's scaling so."""
-        self.frequencies, self.amplitude = rope_frequencies(rope, head_dim, context_length)
-        if divisors is not None:
-            self.frequencies = self.frequencies / divisors
+        frequencies, self.amplitude = rope_frequencies(rope, head_dim, context_length)
+        self.frequencies = (frequencies if divisors is None else frequencies / divisors).to(device)
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, fp32 [T, head_dim / 2]."""
-        angles = positions_T.float()[:, None] * self.frequencies.to(positions_T.device)
+        angles = positions_T.float()[:, None] * self.frequencies
         return angles.cos() * self.amplitude, angles.sin() * self.amplitude
 
 

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from model.adapters import Adapter
 from model.batch import Batch, Chunk, Finding, Sample, Sampling, StepResult
 from model.halving import halves, joined
-from model.inputs import Inputs, pack
-from model.kernels.reference import Forward, Span
+from model.inputs import Inputs, Padding, pack
+from model.kernels.reference import Recording, Span
 from model.kernels.streams import Download
 from model.kv_cache import BLOCK_SIZE, KVCache
+from model.largest_step import largest_steps
 from model.linear import Adapted
+from model.memory import MemoryPlan, StepLimits
 from model.reading import read
 from model.sampling import choose_run, propose
 from model.transformer import Transformer
@@ -45,8 +47,8 @@ class Runner:
         self.transformer = transformer
         self.cache = cache
         self.adapters: dict[str, Adapter] = {}  # by digest; those that chunks may name
-        self._replay: Forward = self._forward
-        self.max_replayed_rows = 0  # larger steps, and all where nothing is recorded, run eagerly
+        self.recording: Recording | None = None  # steps that it does not hold run eagerly
+        self.memory: MemoryPlan | None = None  # by which it was loaded
         self.largest_step_s = 0.0  # what it may take, once warmed up
         self._under_way: deque[Callable[[], StepResult]] = deque()
         self._choices = torch.empty(0, dtype=torch.int64)  # of the step that was begun last
@@ -97,10 +99,11 @@ class Runner:
     @torch.inference_mode()
     def _begin(self, batch: Batch) -> _Begun:
         kernels = self.transformer.kernels
-        inputs = pack(batch, kernels.device, kernels.streams.upload)
+        padding = self._padding(batch)
+        inputs = pack(batch, kernels.device, kernels.streams.upload, padding)
         if len(inputs.awaited):
             inputs.ids[inputs.waiting_rows] = self._choices[inputs.awaited].clamp(min=0)  # an error is no id
-        hidden = self._hidden(inputs)
+        hidden = self._hidden(inputs, is_recorded=padding is not None)
         logits = self.transformer.logits(hidden[inputs.sampled_rows])
         self._choices = propose(logits, batch.chunks, kernels)
         return _Begun(batch, inputs, hidden, logits, kernels.streams.download(self._choices))
@@ -119,7 +122,7 @@ class Runner:
     def _read(self, batch: Batch, inputs: Inputs, hidden: Tensor) -> dict[int, Finding | str]:
         """By the chunk's place, where one has rows to read."""
         told: dict[int, Finding | str] = {}
-        for place, (chunk, span) in enumerate(zip(batch.chunks, inputs.spans, strict=True)):
+        for place, (chunk, span) in enumerate(zip(batch.chunks, inputs.spans, strict=False)):
             if rows := chunk.read_rows:
                 first = span.first_row + rows.start - chunk.start
                 told[place] = read(self.transformer, hidden[first : first + len(rows)], chunk)
@@ -131,42 +134,82 @@ class Runner:
         A recording has its memory for the largest step from the beginning; without one that step has to be computed.
         """
         length = min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
-        self._record(self._example(0, length))
-        rows = min(length, _TRIAL_ROWS) if self.max_replayed_rows else length
+        self._record(length)
+        largest = self._example(0, length)
+        rows = length if self._padding(largest) is None else min(length, _TRIAL_ROWS)
         started = time.monotonic()
         (samples,) = self.run(self._example(0, rows)).samples
         assert not isinstance(samples, str), samples
         self.largest_step_s = (time.monotonic() - started) * length / rows
 
     @torch.inference_mode()
-    def _record(self, largest: Batch) -> None:
+    def rehearse(self, limits: StepLimits) -> int:
+        """Computes the largest steps there may be; the bytes that the device takes for one. Raises OutOfMemoryError."""
+
+        def compute(step: Batch) -> None:
+            under_way = [self._begin(step), self._begin(step)]  # one ahead of the other
+            for begun in under_way:
+                self._finish(begun)
+
+        peak = self.transformer.kernels.streams.peak
+        return max(peak(partial(compute, step)) for step in largest_steps(limits, self.cache.scrap_block))
+
+    @torch.inference_mode()
+    def record_more(self) -> bool:
+        """Records for one more size of steps, for which nobody should wait; whether it has, and may again."""
+        return self.recording is not None and self.recording.extend()
+
+    @torch.inference_mode()
+    def _record(self, most_rows: int) -> None:
         """A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later.
 
         What passes between ranks cannot be recorded.
         """
-        kernels = self.transformer.kernels
         if self.transformer.ranks.size > 1:
             return
-        inputs = pack(largest, kernels.device)
-        replay = kernels.record(self._forward, self.transformer.rows(inputs), inputs.spans)
-        if replay is None:
-            return
-        rows = min(len(inputs.ids), _TRIAL_ROWS)
-        for trial in (self._example(0, rows), self._example(rows - 1, rows)):
-            packed = pack(trial, kernels.device)
-            given = self.transformer.rows(packed)
-            expected = self._forward(given, packed.spans)
-            if not torch.equal(replay(given, packed.spans), expected):
-                return
-        self._replay, self.max_replayed_rows = replay, len(inputs.ids)
+        kernels, context_length = self.transformer.kernels, self.transformer.config.context_length
+        self.recording = kernels.record(self._forward, self._scrap_rows, most_rows, context_length)
+        rows = min(most_rows, _TRIAL_ROWS)
+        if not all(self._repeats(trial) for trial in (self._example(0, rows), self._example(rows - 1, rows))):
+            self.recording = None
 
-    def _hidden(self, inputs: Inputs) -> Tensor:
-        """A step that holds rows of an adapter is not replayed: which rows have which is another matter each time."""
-        if inputs.adapted:
-            adapted = [Adapted(rows, self.adapters[digest].updates) for digest, rows in inputs.adapted.items()]
-            return self.transformer.forward(self.transformer.rows(inputs), inputs.spans, self.cache, adapted)
-        run = self._replay if len(inputs.ids) <= self.max_replayed_rows else self._forward
-        return run(self.transformer.rows(inputs), inputs.spans)
+    def _repeats(self, trial: Batch) -> bool:
+        """Of what is not recorded as yet, there is nothing to say."""
+        padding = self._padding(trial)
+        if self.recording is None or padding is None:
+            return True
+        inputs = pack(trial, self.transformer.kernels.device, padding=padding)
+        rows = self.transformer.rows(inputs)
+        expected = self._forward(rows, inputs.spans)
+        return torch.equal(self.recording.replay(rows, inputs.spans), expected)
+
+    def _padding(self, batch: Batch) -> Padding | None:
+        """What fills the step up to a size that is recorded; None where it runs eagerly.
+
+        A step that holds rows of an adapter does: which rows have which is another matter each time.
+        """
+        if self.recording is None or any(chunk.adapter for chunk in batch.chunks):
+            return None
+        rows = sum(map(len, batch.chunks))
+        padded = self.recording.padded(rows, max(chunk.end for chunk in batch.chunks))
+        return None if padded is None else Padding(padded - rows, self.cache.scrap_block)
+
+    def _scrap_rows(self, count: int) -> tuple[tuple[Tensor, ...], list[Span]]:
+        """So many rows that write to the scrap block: of tokens that differ as far as that reaches."""
+        scrap, rows = self.cache.scrap_block, min(count, BLOCK_SIZE)
+        (example,) = self._example(0, rows).chunks
+        chunk = replace(example, blocks=[scrap], sampling=None)
+        inputs = pack(Batch([chunk]), self.transformer.kernels.device, padding=Padding(count - rows, scrap))
+        return self.transformer.rows(inputs), inputs.spans
+
+    def _hidden(self, inputs: Inputs, is_recorded: bool) -> Tensor:
+        rows = self.transformer.rows(inputs)
+        if self.recording is not None and is_recorded:
+            return self.recording.replay(rows, inputs.spans)
+        if not inputs.adapted:
+            return self._forward(rows, inputs.spans)
+        adapted = [Adapted(those, self.adapters[digest].updates) for digest, those in inputs.adapted.items()]
+        return self.transformer.forward(rows, inputs.spans, self.cache, adapted)
 
     def _forward(self, rows: tuple[Tensor, ...], spans: list[Span]) -> Tensor:
         return self.transformer.forward(rows, spans, self.cache)

@@ -121,4 +121,5 @@ class Transformer:
         head_dim, name = self.config.head_dim, "rope_divisors.weight"
         divisors = weights.vector(name, head_dim // 2) if name in weights else None
         ropes = {self.config.rope_of(layer) for layer in range(self.config.num_layers)}
-        return {rope: Rotary(rope, head_dim, self.config.context_length, divisors) for rope in ropes}
+        context_length, device = self.config.context_length, self.kernels.device
+        return {rope: Rotary(rope, head_dim, context_length, device, divisors) for rope in ropes}

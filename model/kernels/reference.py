@@ -9,6 +9,7 @@ N blocks of the cache, B positions of a block, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,20 @@ class AttentionShape:
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines of each row's position, fp32 [T, d/2]
 Forward = Callable[[tuple[Tensor, ...], list[Span]], Tensor]  # tensors of T rows each, and where their contexts lie
+Example = Callable[[int], tuple[tuple[Tensor, ...], list[Span]]]  # so many rows, whose results nobody needs
+
+
+class Recording(Protocol):
+    """A forward pass in a form that costs less a call, for steps of few rows."""
+
+    def padded(self, rows: int, context: int) -> int | None:
+        """To how many rows a step with a context so long has to be filled up; None where there is no such recording."""
+
+    def replay(self, inputs: tuple[Tensor, ...], spans: list[Span]) -> Tensor:
+        """What the forward pass gives for these, which are filled up; valid until the next replay."""
+
+    def extend(self) -> bool:
+        """Records for one more size of steps, for which nobody should wait; whether it has, and may again."""
 
 
 class Kernels:
@@ -88,10 +103,10 @@ class Kernels:
         self.streams = streams_of(device)
         self.is_exact = False  # a row's bits depend on nothing computed beside it: torch does not promise it
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
-        """`forward` in a form that costs less a call, for up to as many rows as `inputs` have; None if there is none.
+    def record(self, forward: Forward, example: Example, most_rows: int, context_length: int) -> Recording | None:
+        """`forward` recorded, or to be recorded bit by bit, for up to `most_rows`; None if it cannot be.
 
-        There is none where anything but these operations has a part in it. Recording computes nothing.
+        It cannot where anything but these operations has a part in it, unless the device itself records.
         """
         return None
 
@@ -103,6 +118,10 @@ class Kernels:
     def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
         """What `prepare` makes of a tensor of this shape; `dtype` is "F32", "F16", "BF16" or a packed format."""
         return math.prod(shape) * self.dtype.itemsize
+
+    def attention_bytes(self, rows: int, heads: int, head_dim: int, context_length: int) -> int:
+        """What `attention` holds beside its result, at most: here the scores, masked and as weights."""
+        return 3 * rows * heads * context_length * torch.float32.itemsize
 
     def embed(self, ids_T: Tensor, weight: Prepared) -> Tensor:
         """Rows `ids_T` (int64) of the prepared matrix [V, D] -> [T, D]."""

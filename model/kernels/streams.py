@@ -1,5 +1,6 @@
 """In which order a device copies and computes, and where the host has to wait for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,19 @@ class Streams:
         """As it is when all that was told before is done."""
         return Arrived(tensor.cpu())
 
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What does again what `run` tells the device, on the same tensors; nothing is computed meanwhile.
+
+        `run` has run before, and all captures share the memory that they allocate: what one leaves there, the next
+        to be replayed may overwrite.
+        """
+        raise NotImplementedError("what is told to a processor is computed at once")
+
+    def peak(self, run: Callable[[], object]) -> int:
+        """Bytes that `run` holds at its widest moment, beyond what was held before; 0 where nobody counts."""
+        run()
+        return 0
+
     def free_unused(self) -> None:
         """Gives back what is kept for later allocations."""
 
@@ -45,6 +59,10 @@ class CudaStreams(Streams):
     """Those of a card: everything is told to its current stream, in order, and done some time later."""
 
     is_asynchronous = True
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()  # what the captures share
+        self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the default one cannot be captured
 
     def upload(self, host: Tensor, device: torch.device) -> Tensor:
         return host.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned memory until it is copied
@@ -55,6 +73,25 @@ class CudaStreams(Streams):
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         return _Underway(host, copied)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._aside):  # `torch.cuda.graph` would also give back what steps have allocated
+            graph.capture_begin(self._pool, "thread_local")  # others may allocate: an adapter is read in a thread
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        return graph.replay
+
+    def peak(self, run: Callable[[], object]) -> int:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
     def free_unused(self) -> None:
         torch.cuda.empty_cache()

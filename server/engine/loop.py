@@ -92,7 +92,7 @@ class Loop:
         is_idle = True
         while True:
             try:
-                orders = self.inbox.take(wait=is_idle and not self.admission)
+                orders = self._orders(is_idle)
             except EOFError:
                 return
             for order in orders:
@@ -102,6 +102,16 @@ class Loop:
             is_idle = not self._step()
             if is_idle and any(isinstance(order, Cancel) for order in orders):
                 self._report([], 0.0)  # the books have changed without a step
+
+    def _orders(self, is_idle: bool) -> list[ToEngine]:
+        """What has arrived. While nobody waits, the device records what will save time, one step's size after another.
+
+        Raises EOFError.
+        """
+        orders = self.inbox.take(wait=False)
+        while is_idle and not orders and not self.admission:
+            orders = self.inbox.take(wait=not self.runner.record_more())
+        return orders
 
     def _obey(self, order: ToEngine) -> None:
         match order:
@@ -239,8 +249,9 @@ def serve(connection: socket.socket, options: EngineOptions, load: Load) -> None
     card = card_of(model)
     _send(connection, card)
     model = followers.gather(model, lambda reason: _send(connection, Failed(reason)))
-    memory = model.plan()
-    runner = load(model, memory, report)
+    runner = load(model, model.plan(), report)
+    memory = runner.memory
+    assert memory is not None, "it is loaded by one"
     pool = BlockPool(memory.num_blocks, prefix_cache=options.prefix_cache)
     drafted_tokens = DRAFTED_TOKENS if options.speculation and not overlap else 0  # a draft follows what is known
     limits = Limits(options.max_sequences, options.step_tokens, drafted_tokens, model.config.context_rate)

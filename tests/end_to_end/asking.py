@@ -46,10 +46,10 @@ class Answers:
             self.headers[place] = answer.headers
             try:
                 async for line in answer.aiter_lines():
-                    if line and line != "data: [DONE]":
-                        self._note(place, json.loads(line.removeprefix("data: ")) | {"status": answer.status_code})
-                    elif line:
+                    if line == "data: [DONE]":
                         self._note(place, {"done": True})
+                    elif line and not line.startswith(":"):  # a comment keeps a quiet stream alive
+                        self._note(place, json.loads(line.removeprefix("data: ")) | {"status": answer.status_code})
             except httpx.RemoteProtocolError:  # closed without its end
                 self._note(place, {"cut": True})
 

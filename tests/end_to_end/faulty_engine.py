@@ -42,6 +42,13 @@ class FaultyRunner:
     def largest_step_s(self) -> float:
         return self.runner.largest_step_s
 
+    @property
+    def memory(self) -> MemoryPlan | None:
+        return self.runner.memory
+
+    def record_more(self) -> bool:
+        return self.runner.record_more()
+
     def run(self, batch: Batch) -> StepResult:
         if self.gate:
             os.write(self.gate[0], b".")

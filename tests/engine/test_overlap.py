@@ -205,14 +205,14 @@ class Short:
         self.hidden = runner._hidden
         self.allocated: Callable[[], torch.Tensor | None] = lambda: None  # by the step that failed
 
-    def __call__(self, inputs: object) -> torch.Tensor:
+    def __call__(self, inputs: object, **how: bool) -> torch.Tensor:
         self.sizes.append(len(inputs.ids))  # type: ignore[attr-defined]
         assert self.allocated() is None, "the next try has to do without that memory"
         if self.sizes[-1] > self.rows:
             allocated = torch.zeros(1)
             self.allocated = weakref.ref(allocated)
             raise torch.OutOfMemoryError("as the test asked for")
-        return self.hidden(inputs)  # type: ignore[arg-type]
+        return self.hidden(inputs, **how)  # type: ignore[arg-type]
 
 
 def test_a_step_that_takes_too_much_memory_is_computed_in_halves(

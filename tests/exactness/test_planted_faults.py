@@ -148,7 +148,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def eager(llama: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """Without goldens, and without the recording, which would pass faults of kernels by."""
-    monkeypatch.setattr(llama.runner, "max_replayed_rows", 0)
+    monkeypatch.setattr(llama.runner, "recording", None)
     return Model(llama.runner)
 
 

@@ -121,4 +121,4 @@ def test_lengths_that_a_graph_would_keep_are_not_recorded() -> None:
     def forward(inputs: tuple[Tensor, ...], spans: list[Span]) -> Tensor:
         raise AssertionError("it was computed")
 
-    assert LibraryKernels(CPU, HALF, "FA3").record(forward, (), []) is None
+    assert LibraryKernels(CPU, HALF, "FA3").record(forward, forward, 8, 64) is None

@@ -1,9 +1,10 @@
 """Whether a whole Transformer on the Triton kernels says what it says on the reference, however a prompt is cut."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import RandomWeights
 from tiny_configs import GEMMA, GPT2, LLAMA, PAPER
 from torch import Tensor
 
@@ -13,35 +14,11 @@ from model.inputs import pack
 from model.kernels import Kernels
 from model.kernels.triton import TritonKernels
 from model.kv_cache import KVCache
-from model.quantization import PackedTensor
 from model.transformer import Transformer
 
 MIXTRAL = replace(LLAMA, family="mixtral", experts=Experts(count=4, per_token=2, hidden_dim=32, normalize=True))
 TOKENS = [0, 7, 14, 21, 28, 35, 42, 49, 56, 63, 70, 77, 84, 91, 2, 9, 16, 23]
 BLOCKS = [2, 0]
-
-
-@dataclass(frozen=True, slots=True)
-class RandomWeights:
-    """Whatever is asked for, biases, norms of queries and rope divisors too; of one name always the same."""
-
-    prefix: str = ""
-
-    def below(self, name: str) -> "RandomWeights":
-        return RandomWeights(f"{self.prefix}{name}.")
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | PackedTensor:
-        return self._of(name, *shape) / shape[1] ** 0.5
-
-    def vector(self, name: str, size: int) -> Tensor:
-        return 1.0 + 0.1 * self._of(name, size)
-
-    def _of(self, name: str, *shape: int) -> Tensor:
-        draw = torch.Generator().manual_seed(sum(ord(c) * (i + 1) for i, c in enumerate(self.prefix + name)))
-        return torch.randn(*shape, generator=draw, device="cpu")
 
 
 def hidden(config: ModelConfig, kernels: Kernels, kv_dtype: torch.dtype, cuts: list[int]) -> tuple[Tensor, Tensor]:

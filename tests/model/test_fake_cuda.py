@@ -1,33 +1,30 @@
 """A whole step runs with CUDA tensors in bf16 on a machine without a GPU, and fails where devices are mixed.
 
 Fake tensors have shapes, types and devices but no values, and fail on a host that asks for one: so it shows where the
-host waits for the device. What a card says of its choices is made up. How those that are not plain are chosen, and
+host waits for the device. What a card says of its choices is made up. Triton's kernels are told where they would be
+launched, and their graphs where they would be captured. How those that are not plain are chosen, and
 which experts, is walked up to the first value.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
+from fake_card import CUDA, AllWeights, CardKernels, FakeRunner, MadeUp, fake_card
+from fake_streams import HostSync
 from tiny_configs import GEMMA, GPT2, LLAMA, PAPER
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from model.batch import Batch, Chunk, Sample, Sampling
 from model.config import Experts, ModelConfig, Rope, YarnScaling
 from model.experts import MixtureOfExperts
 from model.inputs import Inputs, pack
 from model.kernels import Kernels
-from model.kernels.drawing import Draws, weights
-from model.kernels.streams import Streams
+from model.kernels.drawing import weights
+from model.kernels.triton import TritonKernels
 from model.kv_cache import KVCache
-from model.quantization import Format, PackedTensor
+from model.positions import Rotary
 from model.restriction import allowed
 from model.runner import Runner
 from model.sampling import _adjust
@@ -37,7 +34,7 @@ from server.engine.messages import Submit
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 
-CUDA = torch.device("cuda", 0)
+MIXTRAL = replace(LLAMA, family="mixtral", experts=Experts(count=4, per_token=2, hidden_dim=32, normalize=True))
 YARN = replace(LLAMA, family="yarn", rope=Rope(10000.0, YarnScaling(4.0, 16)))
 EVERYTHING = Sampling(
     repetition_penalty=1.1,
@@ -51,91 +48,16 @@ PREFILL = Chunk(list(range(20)), 0, 20, [2, 0], 20, EVERYTHING)
 DECODE = Chunk(list(range(35)), 34, 35, [1, 3, 4], 30, EVERYTHING)
 
 
-@dataclass(frozen=True, slots=True)
-class AllWeights:
-    """A checkpoint on the CPU that holds whatever is asked for: biases, query norms and rope divisors too."""
-
-    is_packed: bool = False
-    prefix: str = ""
-
-    def below(self, name: str) -> "AllWeights":
-        return self
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | PackedTensor:
-        if not self.is_packed:
-            return torch.empty(shape)
-        data = torch.empty(shape[0], Format.Q8_0.row_bytes(shape[1]), dtype=torch.uint8)
-        return PackedTensor(Format.Q8_0, shape, data)
-
-    def vector(self, name: str, size: int) -> Tensor:
-        return torch.empty(size)
-
-
-class WithoutDriver(TorchFunctionMode):
-    """Some of Tensor's methods ask for the device's driver, which torch for the CPU lacks: a fake CPU does these."""
-
-    methods = (Tensor.__getitem__, Tensor.__setitem__, Tensor.contiguous)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self.methods:
-            return func(*args, **(kwargs or {}))
-        devices = {leaf.device for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()}
-        if len(devices) > 1:
-            raise RuntimeError(f"{func.__name__} found two different devices {devices}")
-        result = func(*tree_map_only(Tensor, lambda tensor: tensor.to("cpu"), args))
-        return None if result is None else result.to(args[0].device)
-
-
 @pytest.fixture(autouse=True)
 def fake_tensors() -> Iterator[None]:
-    with FakeTensorMode(), WithoutDriver():
+    with fake_card():
         yield
 
 
-@dataclass
-class MadeUp(Streams):
-    """A card's, but for what it says of its tensors."""
-
-    is_asynchronous = True
-    waits: int = 0
-
-    def download(self, tensor: Tensor) -> "MadeUpChoices":
-        assert (tensor.device, tensor.dtype) == (CUDA, torch.int64)
-        return MadeUpChoices(self, len(tensor))
-
-
-@dataclass(frozen=True)
-class MadeUpChoices:
-    streams: MadeUp
-    count: int
-
-    def wait(self) -> Any:
-        self.streams.waits += 1
-        return SimpleNamespace(tolist=lambda: [0] * self.count)
-
-
-class CardKernels(Kernels):
-    """They draw on the device, which the reference does not."""
-
-    def draw(self, logits_SV: Tensor, draws: Draws, allowed_SV: Tensor | None = None) -> Tensor:
-        assert {logits_SV.device, draws.seed.device, draws.temperature.device} == {CUDA}
-        return logits_SV.argmax(-1)
-
-
-class FakeRunner(Runner):
-    """In inference mode, torch.tensor would make no fake."""
-
-    _begin = inspect.unwrap(Runner._begin)
-    _finish = inspect.unwrap(Runner._finish)
-
-
-def make_runner() -> Runner:
-    kernels = CardKernels(CUDA, torch.bfloat16)
+def make_runner(kind: type[Kernels] = CardKernels, config: ModelConfig = LLAMA) -> Runner:
+    kernels = kind(CUDA, torch.bfloat16)
     kernels.streams = MadeUp()
-    return FakeRunner(Transformer(LLAMA, AllWeights(), kernels), cache(LLAMA))  # type: ignore[arg-type]
+    return FakeRunner(Transformer(config, AllWeights(), kernels), cache(config))  # type: ignore[arg-type]
 
 
 def transformer(config: ModelConfig, is_packed: bool = False) -> Transformer:
@@ -173,26 +95,62 @@ def test_the_runner_stays_on_the_device_until_a_token_is_chosen(monkeypatch: pyt
     assert [(found.device, found.shape) for found in seen] == [(CUDA, (96,))] * 3
 
 
-def test_whole_steps_stay_on_the_device_and_the_host_waits_once_for_each() -> None:
-    """Scheduled, packed, computed, chosen and applied, a step ahead wherever that can be."""
-    runner, scheduler = make_runner(), Scheduler(Limits(4, 24), BlockPool(5))
+def whole_steps(runner: Runner) -> int:
+    """Scheduled, packed, computed, chosen and applied, a step ahead wherever that can be; how many there were."""
+    scheduler = Scheduler(Limits(4, 24), BlockPool(5))
     for id, length in enumerate((30, 3)):
         sampling = Sampling(temperature=0.7 * id, seed=id)
         scheduler.add(Sequence.of(Submit(id, list(range(length)), 5, [], sampling)))
     said: list[tuple[int, list[int]]] = []
     steps, batch, ahead = 0, scheduler.schedule(), None
-    while batch:
-        if batch is not ahead:
-            runner.dispatch(batch)
-        ahead = scheduler.ahead()
-        if ahead:
-            runner.dispatch(ahead)
-        said += [(delta.id, delta.tokens) for delta in scheduler.apply(runner.collect())]
-        steps, batch = steps + 1, ahead or scheduler.schedule()
+    with streams_of(runner).watched():
+        while batch:
+            if batch is not ahead:
+                runner.dispatch(batch)
+            ahead = scheduler.ahead()
+            if ahead:
+                runner.dispatch(ahead)
+            said += [(delta.id, delta.tokens) for delta in scheduler.apply(runner.collect())]
+            steps, batch = steps + 1, ahead or scheduler.schedule()
     assert sorted(said) == [(0, [0])] * 5 + [(1, [0])] * 5
+    return steps
+
+
+def streams_of(runner: Runner) -> MadeUp:
     streams = runner.transformer.kernels.streams
     assert isinstance(streams, MadeUp)
-    assert streams.waits == steps
+    return streams
+
+
+@pytest.mark.parametrize("kind", [CardKernels, TritonKernels])
+def test_whole_steps_stay_on_the_device_and_the_host_waits_once_for_each(kind: type[Kernels]) -> None:
+    runner = make_runner(kind)
+    assert whole_steps(runner) == streams_of(runner).waits
+
+
+@pytest.mark.parametrize("config", [LLAMA, GEMMA, GPT2, PAPER, YARN, MIXTRAL], ids=lambda config: config.family)
+def test_whole_steps_are_filled_up_and_replayed(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as a graph is captured that holds them; the first one has more rows than any."""
+    monkeypatch.setattr("torch.equal", lambda one, other: (one.shape, one.device) == (other.shape, other.device))
+    runner = make_runner(TritonKernels, config)
+    runner._record(16)
+    streams, steps = streams_of(runner), whole_steps(runner)
+    assert streams.replays == 0
+    for captures in range(1, 6):
+        assert runner.record_more()
+        before, waits = streams.replays, streams.waits
+        assert whole_steps(runner) == steps == streams.waits - waits
+        assert (streams.captures, streams.replays - before) == (captures, steps - 1)
+    assert not runner.record_more()
+
+
+def test_an_upload_that_nobody_has_pinned_would_show() -> None:
+    runner = make_runner(TritonKernels)
+    rotary = next(iter(runner.transformer.rotaries.values()))
+    frequencies = rotary.frequencies.to("cpu")
+    rotary.__class__ = type("Forgetful", (Rotary,), {"frequencies": property(lambda self: frequencies.to(CUDA))})
+    with pytest.raises(HostSync, match="from one of"):
+        whole_steps(runner)
 
 
 def test_experts_stay_on_the_device() -> None:

@@ -125,7 +125,7 @@ def test_angles_hold_at_the_end_of_a_long_context() -> None:
     config = llama(131072, {**LLAMA3, "original_max_position_embeddings": 8192, "rope_theta": 500000.0})
     features = described(config)
     positions = torch.tensor([0, 1, 4095, 65536, 131071])
-    cos, sin = Rotary(features.rope, features.head_dim, features.context_length)(positions)
+    cos, sin = Rotary(features.rope, features.head_dim, features.context_length, positions.device)(positions)
     reference = hf.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     want_cos, want_sin = reference(torch.zeros(1), positions[None])
     assert torch.allclose(cos, want_cos[0, :, :8], atol=1e-6)

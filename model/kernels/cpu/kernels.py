@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,17 @@ from model.kernels.cpu.arena import Arena
 from model.kernels.cpu.library import Library, Operations
 from model.kernels.cpu.packing import Panels, pack, panel_bytes
 from model.kernels.cpu.tape import Pool, Recorder, Tape, TorchWatch
-from model.kernels.reference import AttentionShape, Forward, Kernels, LayerCache, Prepared, Span, Weight
+from model.kernels.reference import (
+    AttentionShape,
+    Example,
+    Forward,
+    Kernels,
+    LayerCache,
+    Prepared,
+    Recording,
+    Span,
+    Weight,
+)
 
 PRECISIONS = {"int16": 0, "int8": 1}  # of activations against packed weights, per 32 values
 CACHE_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int16: 3}
@@ -164,8 +175,9 @@ class CpuKernels(Kernels):
         self.operations.argmax(library.argmax_args(logits_TV.data_ptr(), best_T.data_ptr(), rows, columns))
         return best_T
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
+    def record(self, forward: Forward, example: Example, most_rows: int, context_length: int) -> Recording | None:
         pool, recorder = Pool(), Recorder(self.operations)
+        inputs, spans = example(most_rows)
         places = tuple(pool.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor) for tensor in inputs)
         self._empty, self.operations = pool.empty, recorder.operations
         try:
@@ -175,8 +187,7 @@ class CpuKernels(Kernels):
             self._empty, self.operations = torch.empty, recorder.recorded
         if watch.has_computed:
             return None
-        tape = Tape(recorder, self.native, pool, places, output)
-        return lambda inputs, spans: tape.replay(inputs, self._listed(spans), len(spans))
+        return _Recorded(Tape(recorder, self.native, pool, places, output), self._listed, most_rows)
 
     def _listed(self, spans: list[Span]) -> int:
         """Where the spans lie for the kernels. All layers of a step get the same ones, so the last list is kept."""
@@ -185,6 +196,24 @@ class CpuKernels(Kernels):
             rows = [(span.blocks.data_ptr(), span.first_row, span.last_row, span.start) for span in spans]
             self._span_table = array("q", [number for row in rows for number in row])
         return self._span_table.buffer_info()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A tape takes any number of rows up to the recorded one."""
+
+    tape: Tape
+    listed: Callable[[list[Span]], int]
+    most_rows: int
+
+    def padded(self, rows: int, context: int) -> int | None:
+        return rows if rows <= self.most_rows else None
+
+    def replay(self, inputs: tuple[Tensor, ...], spans: list[Span]) -> Tensor:
+        return self.tape.replay(inputs, self.listed(spans), len(spans))
+
+    def extend(self) -> bool:
+        return False
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -15,7 +15,7 @@ SPLIT = 1024  # positions; a long context of one sequence alone is so shared by 
 TILE = 64  # queries of a program: the same number for a decode and a prefill, so that both use the same instructions
 KEYS = 32  # taken at once; divides SPLIT
 WARPS, STAGES = 8, 2  # with 4 warps, or with more keys on their way, 64 queries would not fit into registers
-TILE_FIELDS = tl.constexpr(4)  # int64 of each tile of rows: its first, how many, the first's position, its table
+TILE_FIELDS = tl.constexpr(4)  # int64 of a tile: its first row, how many, the first's position, where its table begins
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def store_sums(
 @triton.jit
 def attend(
     q_ptr, keys_ptr, values_ptr, scales_ptr, tables_ptr, tiles_ptr, out_ptr, partial_ptr,
-    q_stride, key_stride, place_stride, scales_stride, table_stride, groups, splits, scale, softcap, window,
+    q_stride, key_stride, place_stride, scales_stride, groups, splits, scale, softcap, window,
     SHARED: tl.constexpr, PADDED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
     POSITIONS: tl.constexpr, HAS_SCALES: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -100,7 +100,7 @@ def attend(
     for first_key in range(begin, end, KEYS):
         key = first_key + tl.arange(0, KEYS)
         is_key = key < end
-        block = tl.load(tables_ptr + table * table_stride + key // POSITIONS, is_key, 0)
+        block = tl.load(tables_ptr + table + key // POSITIONS, is_key, 0)
         corner = (block * groups + group) * POSITIONS
         offset = key % POSITIONS
         k_at = corner * HEAD_DIM + offset * key_stride + place[:, None] * place_stride

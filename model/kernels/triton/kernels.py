@@ -1,7 +1,6 @@
 """The operations of the forward pass in Triton, for GPUs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,24 +8,26 @@ import triton
 from torch import Tensor
 
 from model.kernels.drawing import Draw, Draws
-from model.kernels.reference import Angles, AttentionShape, Kernels, LayerCache, Prepared, Span, Weight
+from model.kernels.reference import (
+    Angles,
+    AttentionShape,
+    Example,
+    Forward,
+    Kernels,
+    LayerCache,
+    Prepared,
+    Recording,
+    Span,
+    Weight,
+)
 from model.kernels.triton import attention, drawing, matmul, rows
+from model.kernels.triton.graphs import Frame, Graphs
+from model.kernels.triton.layout import Layout, lay_out, splits_of
 from model.kernels.triton.packing import BITS, DENSE, Packed, Stack, concatenated, pack
 from model.quantization import PackedTensor
 
 MANY_ROWS = 256  # from so many on, tiles are wide and packed weights are unpacked first: faster, with the same bits
 NUMBERS = 1024  # of a program that takes numbers one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the chunks of a step lie, on the device; the same for all its layers."""
-
-    spans: list[Span]
-    tiles: Tensor  # int64 [tiles, TILE_FIELDS]
-    tables: Tensor  # int64 [chunks, blocks of the longest]
-    positions: Tensor  # int64 [T]
-    splits: int  # of the longest context
 
 
 class TritonKernels(Kernels):
@@ -39,7 +40,11 @@ class TritonKernels(Kernels):
         self.name = f"triton-{triton.__version__}+{self.name}"
         self.is_exact = True
         self.are_keys_in_rows = True  # what is read at once is then as long as a head
-        self._layout: dict[int, Layout] = {}  # of the last step, by how many rows a tile has
+        self._layout: tuple[int, Layout] | None = None  # of the last step, and how many rows a tile has
+        self.frame: Frame | None = None  # where the layout has to lie while a graph is captured
+
+    def record(self, forward: Forward, example: Example, most_rows: int, context_length: int) -> Recording | None:
+        return Graphs(self, forward, example, most_rows, context_length) if self.streams.is_asynchronous else None
 
     def prepare(self, weight: Weight) -> Prepared:
         if isinstance(weight, PackedTensor) and weight.format in BITS:
@@ -50,6 +55,10 @@ class TritonKernels(Kernels):
         dense = super().prepared_bytes(shape, dtype)
         bits = {"Q4_0": 5, "Q4_1": 5, "Q8_0": 8.5}.get(dtype)
         return dense if bits is None else int(dense / self.dtype.itemsize * bits / 8)
+
+    def attention_bytes(self, rows: int, heads: int, head_dim: int, context_length: int) -> int:
+        splits = splits_of(context_length)
+        return rows * heads * splits * (head_dim + 2) * torch.float32.itemsize if splits > 1 else 0
 
     def embed(self, ids_T: Tensor, weight: Prepared) -> Tensor:
         if not isinstance(weight, Packed):
@@ -161,7 +170,7 @@ class TritonKernels(Kernels):
         attention.attend[(len(layout.tiles), groups, splits)](
             q_THd, keys, cache.values, scales, layout.tables, layout.tiles, out, partial,
             q_THd.stride(0), keys.stride(3), keys.stride(2), 0 if scales is None else scales.stride(0),
-            layout.tables.stride(0), groups, splits, shape.scale, shape.softcap or 0.0, window,
+            groups, splits, shape.scale, shape.softcap or 0.0, window,
             SHARED=heads // groups, PADDED=padded, HEAD_DIM=head_dim, BLOCK_DIM=dim, POSITIONS=cache.block_size,
             HAS_SCALES=scales is not None, TILE=attention.TILE, KEYS=attention.KEYS, SPLIT=attention.SPLIT,
             num_warps=attention.WARPS, num_stages=attention.STAGES, enable_fp_fusion=False,
@@ -214,26 +223,11 @@ class TritonKernels(Kernels):
 
     def _laid_out(self, spans: list[Span], tile_rows: int) -> Layout:
         """All layers of a step have the same spans, so the last layout is kept."""
-        layout = self._layout.get(tile_rows)
-        if layout is None or layout.spans is not spans:
-            layout = self._lay_out(spans, tile_rows)
-            self._layout = {tile_rows: layout}
-        return layout
-
-    def _lay_out(self, spans: list[Span], tile_rows: int) -> Layout:
-        tiles = [
-            (first, min(tile_rows, span.last_row - first), span.start + first - span.first_row, table)
-            for table, span in enumerate(spans)
-            for first in range(span.first_row, span.last_row, tile_rows)
-        ]
-        positions = [position for span in spans for position in range(span.start, span.stop)]
-        return Layout(
-            spans,
-            torch.tensor(tiles, dtype=torch.int64, device=self.device),
-            torch.nn.utils.rnn.pad_sequence([span.blocks for span in spans], batch_first=True),
-            torch.tensor(positions, dtype=torch.int64, device=self.device),
-            triton.cdiv(max(span.stop for span in spans), attention.SPLIT),
-        )
+        if self.frame is not None:
+            return self.frame.layout(spans, tile_rows)
+        if self._layout is None or self._layout[0] != tile_rows or self._layout[1].spans is not spans:
+            self._layout = tile_rows, lay_out(spans, tile_rows, self.device, self.streams.upload)
+        return self._layout[1]
 
 
 def _parts(matrix: Packed | Tensor) -> tuple[tuple[Tensor | None, ...], dict[str, int]]:

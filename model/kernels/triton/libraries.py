@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
-from model.kernels.reference import AttentionShape, Forward, LayerCache, Prepared, Span
+from model.kernels.reference import AttentionShape, Example, Forward, LayerCache, Prepared, Recording, Span
 from model.kernels.triton.kernels import TritonKernels, adjacent
 from model.kernels.triton.packing import Packed
 
@@ -45,9 +45,9 @@ class LibraryKernels(TritonKernels):
         self.flash = flash
         self._sequences: Sequences | None = None  # of the last step
 
-    def record(self, forward: Forward, inputs: tuple[Tensor, ...], spans: list[Span]) -> Forward | None:
+    def record(self, forward: Forward, example: Example, most_rows: int, context_length: int) -> Recording | None:
         """A recording would keep the lengths that `varlen_attn` gets as numbers of Python."""
-        return None if self.flash else super().record(forward, inputs, spans)
+        return None if self.flash else super().record(forward, example, most_rows, context_length)
 
     def linear(self, x_TD: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, Packed):
