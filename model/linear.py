@@ -8,8 +8,8 @@ from torch import Tensor
 
 from model.kernels import Kernels
 from model.kernels.reference import Prepared
-from model.quantization import PackedTensor
-from model.weights import Weights
+from model.quantization import PackedMatrix
+from model.weights import Matrix, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,14 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
 
-def _merge(matrices: list[Tensor | PackedTensor]) -> list[Tensor | PackedTensor]:
-    """Stacks the rows of all where they have one format; a file may mix formats within one projection."""
-    packed = [matrix for matrix in matrices if isinstance(matrix, PackedTensor)]
+def _merge(matrices: list[Matrix]) -> list[Matrix]:
+    """Stacks the rows of all where they are of one kind; a file may mix formats within one projection."""
+    packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
     dense = [matrix for matrix in matrices if isinstance(matrix, Tensor)]
     if len(matrices) == 1:
         return matrices
     if len(dense) == len(matrices):
         return [torch.cat(dense)]
-    if len(packed) == len(matrices) and len({matrix.format for matrix in packed}) == 1:
-        rows = sum(matrix.shape[0] for matrix in packed)
-        data = torch.cat([matrix.data for matrix in packed])
-        return [PackedTensor(packed[0].format, (rows, packed[0].shape[1]), data)]
+    if len(packed) == len(matrices) and len({(type(matrix), matrix.kind) for matrix in packed}) == 1:
+        return [packed[0].above(packed[1:])]
     return matrices

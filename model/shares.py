@@ -13,7 +13,7 @@ from model.checkpoints.contents import TensorInfo
 from model.config import ModelConfig
 from model.families import Description
 from model.parallel import Ranks
-from model.quantization import Format
+from model.quantization.formats import columns_together
 from model.weights import Cut, unnumbered
 
 _LAYER = "layers.{}."
@@ -96,7 +96,6 @@ def _blocks(infos: Iterable[TensorInfo], names: Mapping[str, str]) -> dict[str, 
     """How many columns lie together in the packed matrices of a kind, by our name within a layer."""
     blocks: dict[str, int] = {}
     for info in infos:
-        if info.dtype in Format.__members__:
-            ours = names.get(unnumbered(info.name), unnumbered(info.name)).removeprefix(_LAYER)
-            blocks[ours] = lcm(blocks.get(ours, 1), Format[info.dtype].block_size)
+        ours = names.get(unnumbered(info.name), unnumbered(info.name)).removeprefix(_LAYER)
+        blocks[ours] = lcm(blocks.get(ours, 1), columns_together(info.dtype))
     return blocks

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from model.quantization import PackedTensor
+from model.quantization import PackedMatrix
 
-Matrix = Tensor | PackedTensor
+Matrix = Tensor | PackedMatrix
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from model.quantization import PackedTensor
+from model.quantization import PackedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]  # torch's order: the last dimension is contiguous
-    dtype: str  # "F32", "F16", "BF16" or the name of a packed Format
+    dtype: str  # "F32", "F16", "BF16" or the name of a `PackedMatrix`
     nbytes: int  # in the file
 
 
@@ -48,7 +48,7 @@ class Checkpoint(Protocol):
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor, in the order of `tensors`."""
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedMatrix]]:
         """Every tensor by name, memory-mapped: its pages are read when they are used.
 
         A packed tensor of three dimensions (experts, rows, columns) comes flattened to (experts * rows, columns);

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from model.checkpoints.contents import Checkpoint
-from model.quantization import PackedTensor
+from model.quantization import PackedMatrix
 
 PIECE_BYTES = 4096  # a page, which is what the disk gives anyway
 
@@ -19,8 +19,8 @@ def sample_digest(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     for info, (_, tensor) in zip(checkpoint.infos, checkpoint.tensors(), strict=True):
         digest.update(repr((info.name, info.shape, info.dtype)).encode())
-        data = tensor.data if isinstance(tensor, PackedTensor) else tensor.view(-1).view(torch.uint8)
-        content = data.view(-1).numpy()
-        for start in (0, len(content) // 2, max(len(content) - PIECE_BYTES, 0)):
-            digest.update(content[start : start + PIECE_BYTES].tobytes())
+        for part in tensor.parts if isinstance(tensor, PackedMatrix) else (tensor,):
+            content = part.view(-1).view(torch.uint8).numpy()
+            for start in (0, len(content) // 2, max(len(content) - PIECE_BYTES, 0)):
+                digest.update(content[start : start + PIECE_BYTES].tobytes())
     return digest.hexdigest()

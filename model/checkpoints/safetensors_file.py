@@ -1,12 +1,13 @@
 """A folder of safetensors files, whole or in shards, as named tensors, mapped into memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,9 +15,15 @@ from model.checkpoints import folder_tokenizer
 from model.checkpoints.contents import TensorInfo, TokenizerCard
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.json_file import read_object
+from model.checkpoints.quantization_config import Scheme, read_scheme
+from model.quantization import PackedMatrix
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_DTYPES = {
+    **{"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn},
+    **{"I64": torch.int64, "I32": torch.int32, "I8": torch.int8},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,9 @@ class SafetensorsFolder:
     path: Path
     folder: Path
     metadata: dict[str, Any]
-    shards: dict[Path, tuple[TensorInfo, ...]]
+    shards: dict[Path, tuple[TensorInfo, ...]]  # as they are stored
+    scheme: Scheme | None
+    infos: tuple[TensorInfo, ...]
 
     @classmethod
     def open(cls, path: Path) -> "SafetensorsFolder":
@@ -35,18 +44,29 @@ class SafetensorsFolder:
         metadata = read_object(folder / "config.json")
         if path.is_file() or (folder / WHOLE).exists():
             file = path if path.is_file() else folder / WHOLE
-            return cls(path, folder, metadata, {file: _infos(file)})
-        return cls(path, folder, metadata, _shards(folder))
+            shards = {file: _infos(file)}
+        else:
+            shards = _shards(folder)
+        try:
+            scheme = read_scheme(metadata)
+        except ValueError as error:
+            raise CheckpointError(folder / "config.json", str(error)) from error
+        return cls(path, folder, metadata, shards, scheme, _put_together(shards, scheme))
 
     @property
     def kind(self) -> Literal["safetensors"]:
         return "safetensors"
 
-    @property
-    def infos(self) -> tuple[TensorInfo, ...]:
-        return tuple(info for infos in self.shards.values() for info in infos)
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedMatrix]]:
+        if self.scheme is None:
+            yield from self._stored()
+            return
+        try:  # the parts of a matrix may lie in several shards
+            yield from self.scheme.assemble(dict(self._stored())).items()
+        except ValueError as error:
+            raise CheckpointError(self.path, str(error)) from error
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _stored(self) -> Iterator[tuple[str, Tensor]]:
         for file, infos in self.shards.items():
             with safe_open(file, framework="pt") as tensors:
                 for info in infos:
@@ -64,10 +84,43 @@ def _infos(file: Path) -> tuple[TensorInfo, ...]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(file, str(error)) from error
     for name, _, dtype in described:
-        if dtype not in ELEMENT_BYTES:
-            supported = ", ".join(ELEMENT_BYTES)
-            raise CheckpointError(file, f"tensor {name!r} has dtype {dtype}; supported are {supported}")
-    return tuple(TensorInfo(name, shape, dtype, prod(shape) * ELEMENT_BYTES[dtype]) for name, shape, dtype in described)
+        _check_type(file, name, dtype, _DTYPES)
+    return tuple(
+        TensorInfo(name, shape, dtype, prod(shape) * _DTYPES[dtype].itemsize) for name, shape, dtype in described
+    )
+
+
+def _check_type(file: Path, name: str, dtype: str, readable: Container[str]) -> None:
+    if dtype not in readable:
+        supported = ", ".join(ELEMENT_BYTES)
+        raise CheckpointError(file, f"tensor {name!r} has dtype {dtype}; supported are {supported}")
+
+
+def _put_together(shards: Mapping[Path, tuple[TensorInfo, ...]], scheme: Scheme | None) -> tuple[TensorInfo, ...]:
+    """Every tensor as `tensors` will give it: made of the headers in the way that it will be of the data."""
+    stored = {info.name: (file, info) for file, infos in shards.items() for info in infos}
+    if scheme is None:
+        shells: Mapping[str, Tensor | PackedMatrix] = {}
+    else:
+        empty = {name: _shell(info) for name, (_, info) in stored.items()}
+        try:
+            shells = scheme.assemble(empty)
+        except ValueError as error:
+            raise CheckpointError(next(iter(shards)).parent, str(error)) from error
+    infos = []
+    for name in shells or stored:
+        matrix = shells.get(name)
+        if isinstance(matrix, PackedMatrix):
+            infos.append(TensorInfo(name, matrix.shape, matrix.name, matrix.nbytes))
+            continue
+        file, info = stored[name]
+        _check_type(file, name, info.dtype, ELEMENT_BYTES)
+        infos.append(info)
+    return tuple(infos)
+
+
+def _shell(info: TensorInfo) -> Tensor:
+    return torch.empty(info.shape, dtype=_DTYPES[info.dtype], device="meta")
 
 
 def _shards(folder: Path) -> dict[Path, tuple[TensorInfo, ...]]:

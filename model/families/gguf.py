@@ -211,7 +211,10 @@ def _scaling(fields: _Fields) -> RopeScaling | None:
 def _half_rotated(head_dim: int, matrix: Matrix) -> Matrix:
     """Undoes the converter's order: within a head, row 2i + j there is row i + j * d/2 here, packed or not."""
     order = torch.arange(matrix.shape[0]).view(-1, head_dim // 2, 2).transpose(1, 2).flatten()
-    return matrix.select_rows(order) if isinstance(matrix, PackedTensor) else matrix[order]
+    if isinstance(matrix, torch.Tensor):
+        return matrix[order]
+    assert isinstance(matrix, PackedTensor)
+    return matrix.select_rows(order)
 
 
 def _third(index: int, matrix: Matrix, _: int) -> Matrix:
@@ -222,7 +225,10 @@ def _third(index: int, matrix: Matrix, _: int) -> Matrix:
 
 def _expert(count: int, matrix: Matrix, index: int) -> Matrix:
     """One expert of a stack; packed ones lie one below the other in one matrix."""
-    return matrix.split(count)[index] if isinstance(matrix, PackedTensor) else matrix[index]
+    if isinstance(matrix, torch.Tensor):
+        return matrix[index]
+    assert isinstance(matrix, PackedTensor)
+    return matrix.split(count)[index]
 
 
 # Tensor names without their last part, ours on the left. `{}` is the layer, then the expert.

@@ -37,7 +37,6 @@ Json = Mapping[str, Any]
 _IGNORABLE = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attn\.masked_bias$")
 _NEUTRAL = {  # fields that would ask for a computation that no layer here does, were their values others
     "partial_rotary_factor": 1.0,
-    "quantization_config": None,
     "scale_attn_by_inverse_layer_idx": False,
     "use_bidirectional_attention": False,
 }

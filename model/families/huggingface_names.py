@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from model.weights import Matrix, Names, Source
+from model.weights import Matrix, Names, Source, WeightsError
 
 # Tensor names without their last part, ours on the left. `{}` is the layer, then the expert.
 ATTENTION = {
@@ -48,7 +48,8 @@ def named(layer: Mapping[str, str]) -> Names:
 
 
 def _transposed(matrix: Matrix, _: int) -> Matrix:
-    assert isinstance(matrix, torch.Tensor)
+    if not isinstance(matrix, torch.Tensor):
+        raise WeightsError("quantization_config is not supported for gpt2, which stores [in, out]")
     return matrix.T if matrix.dim() == 2 else matrix  # GPT-2 stores [in, out]
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from model.kernels.drawing import Draw, Draws, draw
 from model.kernels.streams import streams_of
-from model.quantization import PackedTensor
+from model.quantization import PackedMatrix
 
 SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
 
-Weight = Tensor | PackedTensor  # a matrix as the checkpoint has it
+Weight = Tensor | PackedMatrix  # a matrix as the checkpoint has it
 Prepared = object  # the same as a backend's products take it
 
 
@@ -112,7 +112,7 @@ class Kernels:
 
     def prepare(self, weight: Weight) -> Prepared:
         """A checkpoint's matrix [out, in] in the form that `linear` and `embed` of this backend take."""
-        dense = weight.dequantize() if isinstance(weight, PackedTensor) else weight
+        dense = weight.dequantize() if isinstance(weight, PackedMatrix) else weight
         return dense.to(self.device, self.dtype)
 
     def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:

@@ -1,5 +1,7 @@
 """Which packed formats exist, and how many weights and bytes a block of each holds."""
 
+import re
+from dataclasses import dataclass
 from enum import Enum, unique
 
 
@@ -29,3 +31,31 @@ class Format(Enum):
         """Bytes of a row of `columns` weights."""
         assert columns % self.block_size == 0, "a row holds whole blocks"
         return columns // self.block_size * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What safetensors hold beside GGML's formats: I4/128 are integers of 4 bits, 128 columns under a scale, F8 floats.
+
+    Columns of one group that lie anywhere are cut where a word of the file ends, such as I4/8.
+    """
+
+    letter: str
+    bits: int
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.letter}{self.bits}/{self.group}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Scaled | None":
+        match = re.fullmatch(r"([IF])(\d+)/(\d+)", name)
+        return cls(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def columns_together(name: str) -> int:
+    """How many columns of a format by this name cannot be parted."""
+    if name in Format.__members__:
+        return Format[name].block_size
+    scaled = Scaled.parse(name)
+    return scaled.group if scaled else 1

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import gguf
 import pytest
+import quantizers
 import torch
+from torch import Tensor
 
 from model.kernels import Kernels
 from model.kernels.cpu import CpuKernels, load
@@ -15,6 +18,9 @@ from model.quantization import PackedTensor
 from model.quantization.formats import Format
 
 DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS: dict[str, Callable[[Tensor], Weight]] = {
+    f"I{bits}/{group}": partial(quantizers.gptq_matrix, bits, group) for bits, group in ((4, 32), (4, 96), (8, 32))
+}
 LEVELS = ("portable", "avx2", "avx512", "neon")
 MakeWeight = Callable[[str, int, int], Weight]
 
@@ -51,7 +57,10 @@ def device() -> Iterator[torch.device]:
 
 @pytest.fixture
 def make_weight() -> MakeWeight:
-    """A random matrix [rows, columns] in a format of GGUF or of safetensors, on the CPU as those of a checkpoint."""
+    """A random matrix [rows, columns] in a format of GGUF or of safetensors, on the CPU as those of a checkpoint.
+
+    Of integers, rows and columns are whole words of 32 bits.
+    """
 
     def make(name: str, rows: int, columns: int) -> Weight:
         with torch.device("cpu"):
@@ -61,6 +70,8 @@ def make_weight() -> MakeWeight:
 
 
 def random_weight(name: str, rows: int, columns: int) -> Weight:
+    if name in INTEGERS:
+        return INTEGERS[name](torch.randn(rows, columns) * 0.05)
     if name in DENSE:
         return (torch.randn(rows, columns) * 0.05).to(DENSE[name])
     form = Format[name]

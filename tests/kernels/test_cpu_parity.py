@@ -105,6 +105,16 @@ def test_the_memory_that_a_matrix_takes_is_foretold(kernels: CpuKernels, make_we
         assert pack(whole).nbytes == whole.nbytes, "repacking costs no memory"
 
 
+@pytest.mark.parametrize("name", ["I4/32", "I4/96", "I8/32"])
+def test_integers_of_any_group(kernels: CpuKernels, reference: Kernels, make_weight: MakeWeight, name: str) -> None:
+    weight = make_weight(name, 40, 192)
+    assert_product(kernels, reference, weight, torch.randn(9, 192), 2e-5)
+    panels, ids_T = kernels.prepare(weight), torch.arange(40)
+    assert torch.equal(kernels.embed(ids_T, panels), reference.embed(ids_T, reference.prepare(weight)))
+    assert isinstance(panels, Panels)
+    assert panels.nbytes == kernels.prepared_bytes((40, 192), name)
+
+
 def test_a_bad_activation_shows_in_its_own_row_only(kernels: CpuKernels, make_weight: MakeWeight) -> None:
     for name in ("Q4_1", "Q8_0", "F32"):
         weight = kernels.prepare(make_weight(name, 16, 64))

@@ -96,6 +96,24 @@ def test_each_rows_own_matrix(pair: tuple[TritonKernels, Kernels], make_weight: 
             assert torch.equal(actual[own], fast.linear(x_TD[rows][own], weight))
 
 
+@pytest.mark.parametrize("form", ["I4/32", "I4/96", "I8/32"])
+def test_integers_of_any_group(pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight, form: str) -> None:
+    """Exactly by the unit vectors, among others of their kind, and from 65 rows on by the way for many."""
+    fast, plain = pair
+    fast.many_rows = 65
+    weights = [make_weight(form, 40, 192) for _ in range(3)]
+    prepared, expected = [fast.prepare(weight) for weight in weights], plain.prepare(weights[0])
+    unit = torch.eye(192).to(fast.dtype)[:64]
+    assert torch.equal(fast.linear(unit, prepared[0]), plain.linear(unit, expected))
+    ids = torch.tensor([39, 0, 39])
+    assert torch.equal(fast.embed(ids, prepared[0]), plain.embed(ids, expected))
+    x_TD = random(plain, 66, 192)
+    assert_close(fast.linear(x_TD, prepared[0]), plain.linear(x_TD, expected))
+    chosen = torch.arange(66) % 3
+    each = fast.linear_of_each(x_TD, chosen, fast.stack(prepared))
+    assert torch.equal(each[chosen == 0], fast.linear(x_TD[chosen == 0], prepared[0]))
+
+
 class WithoutHost(TorchDispatchMode):
     """Refuses what has to wait for a card, and so keeps a forward pass out of a graph."""
 
@@ -135,11 +153,12 @@ def test_embed(pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight) -> 
 
 def test_prepared_bytes(device: torch.device, make_weight: MakeWeight) -> None:
     kernels = TritonKernels(device, torch.bfloat16)
-    for form in ("Q4_1", "Q8_0"):
-        prepared = kernels.prepare(make_weight(form, 8, 64))
+    for form in ("Q4_1", "Q8_0", "I4/32", "I4/96", "I8/32"):
+        prepared = kernels.prepare(make_weight(form, 8, 192))
         assert isinstance(prepared, Packed)
-        assert prepared.nbytes == kernels.prepared_bytes((8, 64), form)
-    assert kernels.prepared_bytes((8, 64), "Q6_K") == 8 * 64 * 2
+        assert prepared.nbytes == kernels.prepared_bytes((8, 192), form)
+    for form in ("Q6_K", "I4/8"):
+        assert kernels.prepared_bytes((8, 64), form) == 8 * 64 * 2
 
 
 @pytest.mark.parametrize("width", [1, 64, 100])

@@ -116,7 +116,6 @@ def test_a_config_written_by_transformers_reads_as_the_hand_written_one() -> Non
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope' is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lacks 'factor'"),
         ({"hidden_size": "64"}, "wrong kind"),
         ({"num_attention_heads": 0}, "wrong kind"),

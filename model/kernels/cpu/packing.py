@@ -11,8 +11,9 @@ from torch import Tensor
 
 from model.kernels.reference import Weight
 from model.quantization.dequantize import split_groups
-from model.quantization.formats import Format
-from model.quantization.packed import SLAB_WEIGHTS
+from model.quantization.formats import Format, Scaled
+from model.quantization.integers import IntegerMatrix, Integers
+from model.quantization.packed import SLAB_WEIGHTS, PackedTensor
 
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 32
@@ -49,7 +50,16 @@ def panel_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """What `pack` makes of a matrix [..., rows, columns] of this format."""
     *leading, rows, columns = shape
     padded = -(-rows // PANEL_ROWS) * PANEL_ROWS
-    return math.ceil(math.prod(leading) * padded * columns * BITS_PER_WEIGHT[KINDS.get(dtype, Kind.F32)] / 8)
+    return math.ceil(math.prod(leading) * padded * columns * BITS_PER_WEIGHT[_kind(dtype)] / 8)
+
+
+def _kind(name: str) -> Kind:
+    """What holds a format's weights exactly: numbers in fp32 where it is dequantised."""
+    scaled = Scaled.parse(name)
+    if scaled is None:
+        return KINDS.get(name, Kind.F32)
+    is_whole = scaled.letter == "I" and scaled.group % BLOCK_COLUMNS == 0
+    return {4: Kind.Q4_K, 8: Kind.Q5_K}[scaled.bits] if is_whole else Kind.F32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +85,13 @@ def pack(weight: Weight) -> Panels:
         dense = weight if weight.dtype in _DENSE else weight.float()
         rows, columns = dense.shape
         return Panels(_DENSE[dense.dtype], (rows, columns), _interleave(dense[:, :, None]).contiguous())
-    kind = KINDS.get(weight.format.name)
-    if kind is None:
+    kind = _kind(weight.name)
+    if kind is Kind.F32:
         return pack(weight.dequantize())
     rows, columns = weight.shape
+    if isinstance(weight, IntegerMatrix):
+        return Panels(kind, weight.shape, _panels(*_split_integers(weight.integers(), columns)))
+    assert isinstance(weight, PackedTensor)
     slab = max(1, SLAB_WEIGHTS // columns // PANEL_ROWS) * PANEL_ROWS
     slabs = [_pack_rows(weight.format, weight.data[start : start + slab]) for start in range(0, rows, slab)]
     return Panels(kind, weight.shape, torch.cat(slabs))
@@ -87,7 +100,10 @@ def pack(weight: Weight) -> Panels:
 def _pack_rows(form: Format, data: Tensor) -> Tensor:
     """Panels of some rows, uint8 [panels, blocks, bytes of a block]."""
     blocks = data.view(len(data), -1, form.block_bytes)
-    quants, *scales = _SPLIT[form](blocks) if form in _SPLIT else _split_groups(form, blocks)
+    return _panels(*(_SPLIT[form](blocks) if form in _SPLIT else _split_groups(form, blocks)))
+
+
+def _panels(quants: Tensor, *scales: Tensor) -> Tensor:
     words = _interleave(quants.contiguous().view(torch.int32))
     parts = [words, *(_interleave(scale) for scale in scales)]
     return torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=2)
@@ -133,6 +149,21 @@ def _split_groups(form: Format, blocks: Tensor) -> tuple[Tensor, ...]:
     groups = split_groups(form, blocks.flatten(0, 1))
     quants = groups.quants.to(torch.int8).view(rows, -1, BLOCK_COLUMNS)
     if form is Format.Q4_K:
-        quants = quants[..., :16] | quants[..., 16:] << 4
+        quants = _in_nibbles(quants)
     step = groups.step.reshape(rows, quants.shape[1], -1)
     return (quants, step) if groups.low is None else (quants, step, -groups.low.view_as(step))
+
+
+def _split_integers(integers: Integers, columns: int) -> tuple[Tensor, ...]:
+    """As Q4_K and Q5_K, whose scales and minima are fp32: (code - zero) * scale is made of such two exactly."""
+    if integers.bits == 8:
+        integers = integers.signed()
+    quants = integers.codes.view(len(integers.codes), -1, BLOCK_COLUMNS)
+    blocks = columns // BLOCK_COLUMNS // integers.scales.shape[1]  # under one scale
+    minima = torch.zeros_like(integers.scales) if integers.zeros is None else -integers.zeros * integers.scales
+    step, low = (part.repeat_interleave(blocks, dim=1)[..., None] for part in (integers.scales, minima))
+    return (_in_nibbles(quants) if integers.bits == 4 else quants), step, low
+
+
+def _in_nibbles(quants: Tensor) -> Tensor:
+    return quants[..., :16] | quants[..., 16:] << 4

@@ -35,8 +35,8 @@ using Q4_0 = Block<4, Half, Nothing, 8>;
 using Q4_1 = Block<4, Half, PerRow<Half>>;
 using Q8_0 = Block<8, Half>;                  // also Q5_0
 using Q5_1 = Block<8, Half, PerRow<Half>>;
-using Q4_K = Block<4, float, PerRow<float>>;
-using Q5_K = Block<8, float, PerRow<float>>;
+using Q4_K = Block<4, float, PerRow<float>>;  // also 4-bit integers of safetensors
+using Q5_K = Block<8, float, PerRow<float>>;  // also their 8-bit ones
 using Q6_K = Block<8, float, Nothing, 0, 2>;  // also Q3_K
 static_assert(sizeof(Q4_0) == 288 && sizeof(Q4_1) == 320 && sizeof(Q8_0) == 544 && sizeof(Q6_K) == 640);
 

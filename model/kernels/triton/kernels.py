@@ -1,5 +1,6 @@
 """The operations of the forward pass in Triton, for GPUs."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -23,8 +24,8 @@ from model.kernels.reference import (
 from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.graphs import Frame, Graphs
 from model.kernels.triton.layout import Layout, lay_out, splits_of
-from model.kernels.triton.packing import BITS, DENSE, Packed, Stack, concatenated, pack
-from model.quantization import PackedTensor
+from model.kernels.triton.packing import DENSE, Packed, Stack, concatenated, pack, packed_bytes
+from model.quantization import PackedMatrix
 
 MANY_ROWS = 256  # from so many on, tiles are wide and packed weights are unpacked first: faster, with the same bits
 NUMBERS = 1024  # of a program that takes numbers one by one
@@ -47,14 +48,12 @@ class TritonKernels(Kernels):
         return Graphs(self, forward, example, most_rows, context_length) if self.streams.is_asynchronous else None
 
     def prepare(self, weight: Weight) -> Prepared:
-        if isinstance(weight, PackedTensor) and weight.format in BITS:
-            return pack(weight, self.device)
-        return super().prepare(weight)
+        packed = pack(weight, self.device) if isinstance(weight, PackedMatrix) else None
+        return super().prepare(weight) if packed is None else packed
 
     def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
-        dense = super().prepared_bytes(shape, dtype)
-        bits = {"Q4_0": 5, "Q4_1": 5, "Q8_0": 8.5}.get(dtype)
-        return dense if bits is None else int(dense / self.dtype.itemsize * bits / 8)
+        packed = packed_bytes(math.prod(shape), dtype)
+        return super().prepared_bytes(shape, dtype) if packed is None else packed
 
     def attention_bytes(self, rows: int, heads: int, head_dim: int, context_length: int) -> int:
         splits = splits_of(context_length)

@@ -6,21 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.quantization import Format, PackedTensor
+from model.quantization import Format, PackedMatrix, PackedTensor
+from model.quantization.formats import Scaled
+from model.quantization.integers import IntegerMatrix, Integers
 
-BITS = {Format.Q4_0: 4, Format.Q4_1: 4, Format.Q8_0: 8}  # what is not here is dequantised
+BYTES = {Format.Q4_0: 20, Format.Q4_1: 20, Format.Q8_0: 34}  # of BLOCK_COLUMNS packed weights
 BLOCK_COLUMNS = 32
 DENSE = {"BITS": 0, "GROUP": 1, "HAS_MINIMA": False}  # see `Packed.packing`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A matrix [rows, columns] whose weights are code * scale + minimum, in blocks of 32 columns."""
+    """A matrix [rows, columns] whose weights are code * scale + minimum, in groups of columns."""
 
     shape: tuple[int, int]
     bits: int
     codes: Tensor  # 4 bits: uint8 [rows, columns / 2], even columns in the low halves; 8 bits: int8 [rows, columns]
-    scales: Tensor  # fp16 [rows, columns / 32]
+    scales: Tensor  # [rows, groups]
     minima: Tensor | None  # the same, or all zero
 
     @property
@@ -55,8 +57,39 @@ def concatenated(matrices: Sequence[Packed]) -> Packed:
     return Packed(shape, first.bits, codes, scales, torch.cat(minima) if minima else None)
 
 
-def pack(weight: PackedTensor, device: torch.device) -> Packed:
-    """Without loss: what is negated or multiplied by 8 keeps its digits."""
+def packed_bytes(count: int, name: str) -> int | None:
+    """What `pack` makes of so many weights, None where it makes nothing of the format: that is dequantised."""
+    scaled = Scaled.parse(name)
+    if scaled is None:
+        size = BYTES.get(Format[name]) if name in Format.__members__ else None
+        return None if size is None else count // BLOCK_COLUMNS * size
+    if scaled.group % BLOCK_COLUMNS:
+        return None
+    return count * scaled.bits // 8 + count // scaled.group * 2 * torch.float32.itemsize
+
+
+def pack(weight: PackedMatrix, device: torch.device) -> Packed | None:
+    """Without loss, where there is a way."""
+    if packed_bytes(1, weight.name) is None:
+        return None
+    if isinstance(weight, IntegerMatrix):
+        return _pack_integers(weight.shape, weight.integers(), device)
+    assert isinstance(weight, PackedTensor)
+    return _pack_blocks(weight, device)
+
+
+def _pack_integers(shape: tuple[int, int], integers: Integers, device: torch.device) -> Packed:
+    """(code - zero) * scale is a scale and a minimum in fp32 exactly, where scales have 16 bits."""
+    if integers.bits == 8:
+        integers = integers.signed()
+    codes, zeros = integers.codes.to(device).contiguous(), integers.zeros
+    scales = integers.scales.to(device).contiguous()
+    minima = None if zeros is None else (-zeros.to(device) * scales).contiguous()
+    return Packed(shape, integers.bits, _pairs(codes) if integers.bits == 4 else codes, scales, minima)
+
+
+def _pack_blocks(weight: PackedTensor, device: torch.device) -> Packed:
+    """What is negated or multiplied by 8 keeps its digits."""
     rows, columns = weight.shape
     blocks = weight.data.view(rows, columns // BLOCK_COLUMNS, weight.format.block_bytes).to(device)
     scales = _half(blocks, 0)
@@ -73,5 +106,8 @@ def _half(blocks: Tensor, start: int) -> Tensor:
 
 def _in_pairs(nibbles: Tensor) -> Tensor:
     """From GGML's order, where byte j holds columns j and j + 16: [rows, blocks, 16] -> [rows, columns / 2]."""
-    columns = torch.cat([nibbles & 15, nibbles >> 4], dim=-1)
-    return (columns[..., ::2] | columns[..., 1::2] << 4).flatten(1)
+    return _pairs(torch.cat([nibbles & 15, nibbles >> 4], dim=-1)).flatten(1)
+
+
+def _pairs(codes: Tensor) -> Tensor:
+    return codes[..., ::2] | codes[..., 1::2] << 4
