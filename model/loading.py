@@ -40,6 +40,7 @@ class Request:
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     activations: Literal["int16", "int8"]
     exact: bool = True
+    graphs: bool = True
     kv_dtype: Literal["auto", "float32", "float16", "int16", "int8"]
     context_length: int | None
     kv_memory: float | None  # GiB
@@ -110,16 +111,20 @@ class OpenModel:
         """The plan by what the largest step is seen to take, beside weights that are loaded. Raises NotEnoughMemory."""
         kernels, config = self.kernels, transformer.config
         trial = Runner(transformer, KVCache(config, 0, self.kv_dtype, kernels.device, kernels.are_keys_in_rows))
-        try:
-            step = trial.rehearse(self.limits)
-        except torch.OutOfMemoryError as error:
-            limits = self.limits
-            raise NotEnoughMemory(
-                f"step-tokens {limits.step_tokens} with max-sequences {limits.max_sequences} and contexts of "
-                f"{limits.context_length} tokens take more memory than is left beside the weights"
-            ) from error
+        step = self.rehearsed(trial)
         kernels.streams.free_unused()
         return self._shared_out(config, planned.weights, step, planned.weights + free_memory(kernels.device))
+
+    def rehearsed(self, runner: Runner) -> int:
+        """Bytes that the device sets aside for the largest step, and keeps. Raises NotEnoughMemory."""
+        limits = self.limits
+        try:
+            return runner.rehearse(limits)
+        except torch.OutOfMemoryError as error:
+            raise NotEnoughMemory(
+                f"step-tokens {limits.step_tokens} with max-sequences {limits.max_sequences} and contexts of "
+                f"{limits.context_length} tokens take more memory than is left"
+            ) from error
 
     def _shared_out(self, config: ModelConfig, weights: int, step: int, free: int) -> MemoryPlan:
         kv_memory = self.request.kv_memory
@@ -177,9 +182,12 @@ def load(model: OpenModel, memory: MemoryPlan, report: Report) -> Runner:
     runner = Runner(transformer, cache)
     runner.memory = memory
     report("warming up", 0, 0)
-    runner.warm_up(min(model.request.step_tokens, model.config.context_length))
+    step_tokens = min(model.request.step_tokens, model.config.context_length)
+    if model.request.graphs:
+        runner.record(step_tokens)
+    runner.warm_up(step_tokens)
     if kernels.streams.is_asynchronous:
-        runner.rehearse(model.limits)  # what it allocates is kept for the steps to come
+        model.rehearsed(runner)  # so that what it takes is there before the first request
     return runner
 
 

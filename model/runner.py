@@ -129,12 +129,11 @@ class Runner:
         return told
 
     def warm_up(self, step_tokens: int) -> None:
-        """Records the forward pass and computes a step, so that what it allocates is there before the first request.
+        """Computes a step, so that what it allocates is there before the first request.
 
         A recording has its memory for the largest step from the beginning; without one that step has to be computed.
         """
-        length = min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
-        self._record(length)
+        length = self._longest(step_tokens)
         largest = self._example(0, length)
         rows = length if self._padding(largest) is None else min(length, _TRIAL_ROWS)
         started = time.monotonic()
@@ -144,15 +143,15 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self, limits: StepLimits) -> int:
-        """Computes the largest steps there may be; the bytes that the device takes for one. Raises OutOfMemoryError."""
+        """Computes the largest steps there may be; the bytes that the device sets aside. Raises OutOfMemoryError."""
 
-        def compute(step: Batch) -> None:
-            under_way = [self._begin(step), self._begin(step)]  # one ahead of the other
-            for begun in under_way:
-                self._finish(begun)
+        def compute() -> None:
+            for step in largest_steps(limits, self.cache.scrap_block):
+                under_way = [self._begin(step), self._begin(step)]  # one ahead of the other
+                while under_way:
+                    self._finish(under_way.pop(0))
 
-        peak = self.transformer.kernels.streams.peak
-        return max(peak(partial(compute, step)) for step in largest_steps(limits, self.cache.scrap_block))
+        return self.transformer.kernels.streams.peak(compute)
 
     @torch.inference_mode()
     def record_more(self) -> bool:
@@ -160,13 +159,14 @@ class Runner:
         return self.recording is not None and self.recording.extend()
 
     @torch.inference_mode()
-    def _record(self, most_rows: int) -> None:
-        """A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later.
+    def record(self, step_tokens: int) -> None:
+        """Lets steps be replayed, if the kernels can do that. What passes between ranks cannot be recorded.
 
-        What passes between ranks cannot be recorded.
+        A recording is used only if it repeats, bit for bit, what is computed without it, first rows and a later.
         """
         if self.transformer.ranks.size > 1:
             return
+        most_rows = self._longest(step_tokens)
         kernels, context_length = self.transformer.kernels, self.transformer.config.context_length
         self.recording = kernels.record(self._forward, self._scrap_rows, most_rows, context_length)
         rows = min(most_rows, _TRIAL_ROWS)
@@ -213,6 +213,10 @@ class Runner:
 
     def _forward(self, rows: tuple[Tensor, ...], spans: list[Span]) -> Tensor:
         return self.transformer.forward(rows, spans, self.cache)
+
+    def _longest(self, step_tokens: int) -> int:
+        """Tokens of the longest chunk that the cache has room for."""
+        return min(step_tokens, self.cache.num_blocks * BLOCK_SIZE)
 
     def _example(self, start: int, stop: int) -> Batch:
         """One chunk, of tokens that differ, in the first blocks."""

@@ -68,6 +68,10 @@ class EngineOptions(ModelOptions, frozen=True, kw_only=True):
         Literal["auto", "on", "off"],
         Meta(description="tell the device a step while it computes the last, in place of drafts; auto means on a card"),
     ] = "auto"
+    graphs: Annotated[
+        bool,
+        Meta(description="replay recorded steps: on a CPU a list of calls, on a card CUDA graphs; changes no bit"),
+    ] = True
     check_invariants: Annotated[
         bool, Meta(description="for tests: check the block pool after every step and poison freed blocks")
     ] = False

@@ -176,5 +176,5 @@ class FakeRunner(Runner):
 
     _begin = inspect.unwrap(Runner._begin)
     _finish = inspect.unwrap(Runner._finish)
-    _record = inspect.unwrap(Runner._record)
+    record = inspect.unwrap(Runner.record)
     record_more = inspect.unwrap(Runner.record_more)

@@ -41,6 +41,9 @@ def findings(model: OpenModel, meter: Meter) -> Iterator[str]:
     plan = model.plan()
     yield f"`headrace plan`, for {sequences} sequences:\n\n```\n{plan}\n```"
     runner = loaded(model, plan)
+    if runner.memory is not None and runner.memory != plan:
+        plan = runner.memory
+        yield f"By what the largest step was seen to take:\n\n```\n{plan}\n```"
     resting = meter.now() - before
     meter.forget_peak()
     runner.run(batch(runner, worst_step(runner, sequences), EVERYTHING))

@@ -47,7 +47,7 @@ class Streams:
         raise NotImplementedError("what is told to a processor is computed at once")
 
     def peak(self, run: Callable[[], object]) -> int:
-        """Bytes that `run` holds at its widest moment, beyond what was held before; 0 where nobody counts."""
+        """Bytes that the device sets aside for `run`, beyond what it had before; 0 where nobody counts."""
         run()
         return 0
 
@@ -87,11 +87,12 @@ class CudaStreams(Streams):
 
     def peak(self, run: Callable[[], object]) -> int:
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        self.free_unused()
+        before = torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_reserved() - before
 
     def free_unused(self) -> None:
         torch.cuda.empty_cache()

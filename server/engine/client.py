@@ -21,6 +21,7 @@ from server.engine.messages import (
     ModelCard,
     Progress,
     Ready,
+    Recorded,
     Started,
     Stats,
     Step,
@@ -259,6 +260,8 @@ class EngineClient:
                 self._listener.on_card(message)
             case AdapterLoaded() | AdapterRefused():
                 self.adapters.hear(message)
+            case Recorded(sizes, seconds):
+                log.info("steps recorded", sizes=sizes, seconds=round(seconds, 1))
             case Ready() if self.adapters.are_wanted:
                 self._equipping = asyncio.create_task(self._equip(message))
             case Ready():

@@ -47,6 +47,7 @@ from server.engine.messages import (
     Tick,
     ToEngine,
 )
+from server.engine.recording import Recording
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.wire import Inbox, frame
@@ -83,6 +84,7 @@ class Loop:
         self.violations = 0
         self.overlap = overlap
         self.computing = Computing(runner, is_shared=bool(followers))
+        self.recording = Recording(runner, self._say)
         self._ahead: Batch | None = None  # has begun already
         self._speaking = threading.Lock()
         self._reading = threading.Lock()  # adapters, one after the other
@@ -104,13 +106,10 @@ class Loop:
                 self._report([], 0.0)  # the books have changed without a step
 
     def _orders(self, is_idle: bool) -> list[ToEngine]:
-        """What has arrived. While nobody waits, the device records what will save time, one step's size after another.
-
-        Raises EOFError.
-        """
+        """What has arrived. While nobody waits, the device records what will save time. Raises EOFError."""
         orders = self.inbox.take(wait=False)
         while is_idle and not orders and not self.admission:
-            orders = self.inbox.take(wait=not self.runner.record_more())
+            orders = self.inbox.take(wait=not self.recording.go_on())
         return orders
 
     def _obey(self, order: ToEngine) -> None:

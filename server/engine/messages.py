@@ -96,6 +96,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     step_seconds: float  # what the largest step may take
 
 
+class Recorded(msgspec.Struct, frozen=True, tag=True):
+    """So many sizes of steps are replayed from now on, which took so long to record while nobody waited."""
+
+    sizes: int
+    seconds: float
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; `reason` is one line for people. It exits next."""
 
@@ -163,4 +170,4 @@ class Tick(msgspec.Struct, frozen=True, tag=True):
     """The loop turns: the answer to a Ping."""
 
 
-FromEngine = Progress | ModelCard | Ready | Failed | Started | Step | AdapterLoaded | AdapterRefused | Tick
+FromEngine = Progress | ModelCard | Ready | Recorded | Failed | Started | Step | AdapterLoaded | AdapterRefused | Tick

@@ -51,16 +51,18 @@ def streams(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> FakeStream
 
 def make_runner(device: torch.device, config: ModelConfig = PLAIN) -> Runner:
     kernels = TritonKernels(device, torch.float32)
-    cache = KVCache(config, BLOCKS, torch.float32, device, kernels.are_keys_in_rows)
+    kv_dtype = torch.int8 if config is EXPERTS else torch.float32
+    cache = KVCache(config, BLOCKS, kv_dtype, device, kernels.are_keys_in_rows)
     for layer in cache.layers:
-        layer.keys.zero_()
-        layer.values.zero_()
+        for tensor in (layer.keys, layer.values, layer.scales):
+            if tensor is not None:
+                tensor.zero_()
     return Runner(Transformer(config, RandomWeights(), kernels), cache)  # type: ignore[arg-type]
 
 
 def recorded(device: torch.device, config: ModelConfig = PLAIN, captures: int = 99) -> Runner:
     runner = make_runner(device, config)
-    runner._record(SIZES[-1])
+    runner.record(SIZES[-1])
     while captures and runner.record_more():
         captures -= 1
     return runner
@@ -122,7 +124,7 @@ def test_a_size_is_captured_at_a_time_the_largest_first_and_smaller_steps_are_fi
 def test_padding_and_captures_write_to_the_scrap_block_alone(device: torch.device) -> None:
     runner = make_runner(device)
     runner.cache.poison(list(range(BLOCKS)))
-    runner._record(SIZES[-1])
+    runner.record(SIZES[-1])
     while runner.record_more():
         pass
     runner.run(Batch([chunk(3, 0, [7]), chunk(2, 0, [9])]))

@@ -133,7 +133,7 @@ def test_whole_steps_are_filled_up_and_replayed(config: ModelConfig, monkeypatch
     """As soon as a graph is captured that holds them; the first one has more rows than any."""
     monkeypatch.setattr("torch.equal", lambda one, other: (one.shape, one.device) == (other.shape, other.device))
     runner = make_runner(TritonKernels, config)
-    runner._record(16)
+    runner.record(16)
     streams, steps = streams_of(runner), whole_steps(runner)
     assert streams.replays == 0
     for captures in range(1, 6):
