@@ -1,0 +1,96 @@
+"""What so many replicas would do under such a load: every scenario simulated, on every core."""
+
+import gc
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from bench.simulation.cluster import simulate
+from bench.simulation.figures import Figures, counted, figures
+from bench.simulation.replica import Replica
+from bench.simulation.routers import ROUTERS
+from bench.simulation.step_time import Measured
+from bench.simulation.traffic import Traffic, read_lengths
+from server.engine.scheduler import Limits
+
+REQUESTS = 40  # of each replica
+ENOUGH_REQUESTS = 640  # fewer replicas are simulated several times
+GROUPS = 2  # for each replica
+SHARED = 0.37  # of 12,031 conversations' prompt blocks, those that an earlier one began with: Mooncake's trace, 2024
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """So many replicas, each of which has this rate on average."""
+
+    router: str
+    replicas: int
+    rate: float  # requests per second and replica
+    requests: int = REQUESTS  # per replica
+    shared: float = SHARED
+
+    def traffic(self, measured: Measured, seed: int) -> Traffic:
+        return Traffic(
+            rate=self.rate * self.replicas,
+            requests=self.requests * self.replicas,
+            lengths=read_lengths(longest=measured.context_length),
+            groups=GROUPS * self.replicas,
+            shared=self.shared,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What came out, and what it took to find out."""
+
+    scenario: Scenario
+    figures: Figures
+    busy: float  # share of the time in which a replica computes
+    requests: int
+    steps: int
+    preemptions: int
+    took_s: float
+
+
+def replicas_of(measured: Measured, count: int) -> list[Replica]:
+    limits = Limits(measured.max_sequences, measured.step_tokens, context_rate=measured.context_rate)
+    return [Replica(limits, measured.kv_blocks, measured.time) for _ in range(count)]
+
+
+def predict(scenario: Scenario, measured: Measured) -> Prediction:
+    """The same again with other seeds where one run has too few requests."""
+    gc.disable()  # it would walk through all tokens again and again; nothing here lies in a ring that grows
+    began = time.perf_counter()
+    runs = -(-ENOUGH_REQUESTS // (scenario.requests * scenario.replicas))
+    outcomes = []
+    for seed in range(runs):
+        router = ROUTERS[scenario.router](scenario.replicas, measured.kv_blocks)
+        replicas = replicas_of(measured, scenario.replicas)
+        outcomes.append(simulate(replicas, scenario.traffic(measured, seed), router))
+    return Prediction(
+        scenario,
+        figures([counted(outcome.records) for outcome in outcomes]),
+        sum(outcome.busy for outcome in outcomes) / runs,
+        sum(len(outcome.records) for outcome in outcomes),
+        sum(outcome.steps for outcome in outcomes),
+        sum(outcome.preemptions for outcome in outcomes),
+        time.perf_counter() - began,
+    )
+
+
+def predict_all(scenarios: Iterable[Scenario], measured: Measured, workers: int | None = None) -> Iterator[Prediction]:
+    """Each as soon as it is done, the longest begun first."""
+    longest_first = sorted(scenarios, key=lambda scenario: -scenario.replicas)
+    with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), max_tasks_per_child=1) as pool:
+        futures = [pool.submit(predict, scenario, measured) for scenario in longest_first]
+        total = sum(scenario.replicas for scenario in longest_first)
+        with tqdm(total=total, unit="replica") as progress:
+            for future in as_completed(futures):
+                prediction = future.result()
+                progress.update(prediction.scenario.replicas)
+                yield prediction
