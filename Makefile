@@ -7,8 +7,8 @@ PORT ?= 8000
 TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure gpu-check soak deploy-test \
-	image image-test requirements sbom clean
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure bench-simulation gpu-check \
+	soak deploy-test image image-test requirements sbom clean
 
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
@@ -43,6 +43,9 @@ bench-recovery: $(VENV)/.installed
 
 bench-structure: $(VENV)/.installed
 	$(BIN)/python -P -m bench.structure
+
+bench-simulation: $(VENV)/.installed-test
+	$(BIN)/python -P -m bench.simulation
 
 bench-serving: $(VENV)/.installed-test
 	$(BIN)/python -P -m bench.serving

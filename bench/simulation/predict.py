@@ -16,9 +16,10 @@ from bench.simulation.routers import ROUTERS
 from bench.simulation.step_time import Measured
 from bench.simulation.traffic import Traffic, read_lengths
 from server.engine.scheduler import Limits
+from server.scale_out.routing import CROWD_TOKENS
 
 REQUESTS = 40  # of each replica
-ENOUGH_REQUESTS = 640  # fewer replicas are simulated several times
+ENOUGH_REPLICAS = 16  # fewer are simulated several times
 GROUPS = 2  # for each replica
 SHARED = 0.37  # of 12,031 conversations' prompt blocks, those that an earlier one began with: Mooncake's trace, 2024
 
@@ -31,7 +32,9 @@ class Scenario:
     replicas: int
     rate: float  # requests per second and replica
     requests: int = REQUESTS  # per replica
+    runs: int = 1  # with other seeds
     shared: float = SHARED
+    crowd_tokens: int = CROWD_TOKENS  # see `server/scale_out/routing.py`
 
     def traffic(self, measured: Measured, seed: int) -> Traffic:
         return Traffic(
@@ -42,6 +45,17 @@ class Scenario:
             shared=self.shared,
             seed=seed,
         )
+
+
+BY_REPLICAS = [
+    Scenario(router, replicas, rate=0.15, runs=max(1, ENOUGH_REPLICAS // replicas))
+    for replicas in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    for router in ROUTERS
+]
+BY_CROWD = [
+    Scenario("prefix affinity", 16, rate=0.15, crowd_tokens=crowd_tokens) for crowd_tokens in (16, 64, 256, 1024, 4096)
+]
+BY_RATE = [Scenario(router, 16, rate) for rate in (0.05, 0.1, 0.15, 0.2, 0.25) for router in ROUTERS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +77,18 @@ def replicas_of(measured: Measured, count: int) -> list[Replica]:
 
 
 def predict(scenario: Scenario, measured: Measured) -> Prediction:
-    """The same again with other seeds where one run has too few requests."""
+    """Of all its runs together."""
     gc.disable()  # it would walk through all tokens again and again; nothing here lies in a ring that grows
     began = time.perf_counter()
-    runs = -(-ENOUGH_REQUESTS // (scenario.requests * scenario.replicas))
     outcomes = []
-    for seed in range(runs):
-        router = ROUTERS[scenario.router](scenario.replicas, measured.kv_blocks)
+    for seed in range(scenario.runs):
+        router = ROUTERS[scenario.router](scenario.replicas, measured.kv_blocks, scenario.crowd_tokens)
         replicas = replicas_of(measured, scenario.replicas)
         outcomes.append(simulate(replicas, scenario.traffic(measured, seed), router))
     return Prediction(
         scenario,
         figures([counted(outcome.records) for outcome in outcomes]),
-        sum(outcome.busy for outcome in outcomes) / runs,
+        sum(outcome.busy for outcome in outcomes) / scenario.runs,
         sum(len(outcome.records) for outcome in outcomes),
         sum(outcome.steps for outcome in outcomes),
         sum(outcome.preemptions for outcome in outcomes),
@@ -85,7 +98,7 @@ def predict(scenario: Scenario, measured: Measured) -> Prediction:
 
 def predict_all(scenarios: Iterable[Scenario], measured: Measured, workers: int | None = None) -> Iterator[Prediction]:
     """Each as soon as it is done, the longest begun first."""
-    longest_first = sorted(scenarios, key=lambda scenario: -scenario.replicas)
+    longest_first = sorted(set(scenarios), key=lambda scenario: -scenario.replicas)
     with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), max_tasks_per_child=1) as pool:
         futures = [pool.submit(predict, scenario, measured) for scenario in longest_first]
         total = sum(scenario.replicas for scenario in longest_first)

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from bench.simulation.traffic import Arrival
-from server.scale_out.routing import PrefixRouting, prefix_keys
+from server.scale_out.routing import CROWD_TOKENS, PrefixRouting, prefix_keys
 
 
 class RankingRouter:
     """Asks the routing of `server/scale_out`, with what it would know."""
 
-    def __init__(self, replicas: int, blocks: int, keys_of: Callable[[Sequence[int]], list[int]]) -> None:
-        self._routing = PrefixRouting(remembered_blocks=blocks)
+    def __init__(self, replicas: int, routing: PrefixRouting, keys_of: Callable[[Sequence[int]], list[int]]) -> None:
+        self._routing = routing
         self._keys_of = keys_of
         self._loads = {str(place): 0 for place in range(replicas)}
         self._at: dict[int, str] = {}
@@ -42,15 +42,17 @@ class InTurn:
         pass
 
 
-def prefix_affinity(replicas: int, blocks: int) -> RankingRouter:
-    return RankingRouter(replicas, blocks, prefix_keys)
+def prefix_affinity(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> RankingRouter:
+    routing = PrefixRouting(crowd_tokens=crowd_tokens, remembered_blocks=blocks)
+    return RankingRouter(replicas, routing, prefix_keys)
 
 
-def least_load(replicas: int, blocks: int) -> RankingRouter:
-    return RankingRouter(replicas, blocks, lambda _: [])
+def least_load(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> RankingRouter:
+    """No prompt has keys."""
+    return RankingRouter(replicas, PrefixRouting(crowd_tokens=crowd_tokens, remembered_blocks=blocks), lambda _: [])
 
 
-def in_turn(replicas: int, blocks: int) -> InTurn:
+def in_turn(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> InTurn:
     return InTurn(replicas)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -72,20 +71,14 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     model: str
     threads: int
-    kv_blocks: int
+    kv_memory: float  # GiB
+    kv_blocks: int  # that it holds
     max_sequences: int
     step_tokens: int
     context_rate: float
     context_length: int
     time: StepTime
     quality: Quality
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        return msgspec.json.decode(path.read_bytes(), type=cls)
-
-    def write(self, path: Path) -> None:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
 
 def fit(shapes: Sequence[Shape], seconds: Sequence[float]) -> tuple[StepTime, Quality]:

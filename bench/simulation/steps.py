@@ -3,14 +3,15 @@
 import os
 import platform
 import random
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 from tqdm import tqdm
 
-from bench.simulation.step_time import Measured, Shape, fit
+from bench.simulation.step_time import Measured, Quality, Shape, StepTime, fit
 from model.batch import Sampling
 from model.loading import load
 from model.runner import Runner
@@ -23,8 +24,9 @@ from server.engine.sequence import Sequence
 
 DECODING = (1, 2, 4, 8, 16, 32)  # sequences side by side
 CONTEXTS = (32, 256, 1024, 3072)  # tokens of each
-NEWCOMERS = (24, 100, 700)  # tokens of prompts that join them
-STEPS = 6  # of decoding alone
+LARGEST = 3072  # of their contexts in sum, so that all of it takes minutes
+NEWCOMERS = (24, 100, 400)  # tokens of prompts that join them
+STEPS = 8  # of decoding alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +38,17 @@ class Timed:
 
 
 def measure(options: EngineOptions, rounds: int) -> Measured:
-    """Fits the median of so many rounds of the same steps. Takes minutes."""
+    """Fits the median of so many rounds of the same steps. Takes a minute for two of them."""
     model = open_for(options, lambda *_: None)
     plan = model.plan()
     runner = load(model, plan, lambda *_: None)
     limits = Limits(options.max_sequences, options.step_tokens, context_rate=model.config.context_rate)
-    scenes = [scene for scene in product(DECODING, CONTEXTS) if scene[0] * (scene[1] + 64) < plan.num_blocks * 12]
-    times: dict[Shape, list[float]] = {}
-    for _, (decoding, context) in tqdm([*product(range(rounds), scenes)], unit="scene"):
-        for timed in _scene(runner, limits, plan.num_blocks, decoding, context):
-            times.setdefault(timed.shape, []).append(timed.seconds)
-    medians = {shape: sorted(seconds)[len(seconds) // 2] for shape, seconds in times.items()}
-    step_time, quality = fit([*medians], [*medians.values()])
+    step_time, quality = _fit_medians(_rounds(runner, limits, plan.num_blocks, rounds))
     return Measured(
         machine=machine(),
         model=options.model,
         threads=options.threads or len(os.sched_getaffinity(0)),
+        kv_memory=options.kv_memory or plan.num_blocks * plan.block / 2**30,
         kv_blocks=plan.num_blocks,
         max_sequences=limits.max_sequences,
         step_tokens=limits.step_tokens,
@@ -60,6 +57,23 @@ def measure(options: EngineOptions, rounds: int) -> Measured:
         time=step_time,
         quality=quality,
     )
+
+
+def _fit_medians(steps: Iterable[Timed]) -> tuple[StepTime, Quality]:
+    """Of steps of the same shape the median counts, once."""
+    times: dict[Shape, list[float]] = {}
+    for step in steps:
+        times.setdefault(step.shape, []).append(step.seconds)
+    return fit([*times], [statistics.median(seconds) for seconds in times.values()])
+
+
+def _scenes() -> list[tuple[int, int]]:
+    return [(decoding, context) for decoding, context in product(DECODING, CONTEXTS) if decoding * context <= LARGEST]
+
+
+def _rounds(runner: Runner, limits: Limits, blocks: int, rounds: int) -> Iterator[Timed]:
+    for _, (decoding, context) in tqdm([*product(range(rounds), _scenes())], unit="scene"):
+        yield from _scene(runner, limits, blocks, decoding, context)
 
 
 def _scene(runner: Runner, limits: Limits, blocks: int, decoding: int, context: int) -> Iterator[Timed]:

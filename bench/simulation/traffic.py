@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 
 LENGTHS = Path(__file__).with_name("azure_conversations.csv")
-IDS = range(1000, 40000)  # tokens that every model has, and none that means something
+IDS = tuple(range(1000, 40000))  # tokens that every model has, and none that means something
 
 
 @dataclass(frozen=True, slots=True)
