@@ -18,7 +18,7 @@ from bench.simulation.traffic import Traffic, read_lengths
 from server.engine.scheduler import Limits
 from server.scale_out.routing import CROWD_TOKENS
 
-REQUESTS = 40  # of each replica
+REQUESTS = 30  # of each replica
 ENOUGH_REPLICAS = 16  # fewer are simulated several times
 GROUPS = 2  # for each replica
 SHARED = 0.37  # of 12,031 conversations' prompt blocks, those that an earlier one began with: Mooncake's trace, 2024
@@ -49,7 +49,7 @@ class Scenario:
 
 BY_REPLICAS = [
     Scenario(router, replicas, rate=0.15, runs=max(1, ENOUGH_REPLICAS // replicas))
-    for replicas in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    for replicas in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1000)
     for router in ROUTERS
 ]
 BY_CROWD = [
