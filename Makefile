@@ -13,8 +13,10 @@ BIN := $(VENV)/bin
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
 
+# On all cores what one core interprets and compiles of Triton; the others measure time, or use all cores themselves.
 test: $(VENV)/.installed-test
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -n logical --dist loadfile tests/kernels
+	$(BIN)/python -P -m pytest --ignore tests/kernels
 
 check: lint types test
 
