@@ -34,7 +34,7 @@ from server.api.responses.body import ResponsesBody
 from server.api.resumable import STREAM
 from server.api.schemas import Strict
 from server.api.service import VERSION, AppOptions, Service
-from server.engine.client import EngineClient
+from server.engine.interface import Engine
 from server.engine.messages import ModelCard
 from server.errors import BadRequest, MethodNotAllowed, UnknownUrl
 from server.exactness.receipt import RECEIPT
@@ -68,7 +68,7 @@ BODIES: dict[str, type[Strict]] = {
 
 def create_app(
     options: AppOptions,
-    engine: EngineClient,
+    engine: Engine,
     metrics: Metrics,
     load_text: Callable[[ModelCard], TextTools],
     recorder: Recorder | None = None,

@@ -72,7 +72,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     options = config.read(config.ServeOptions, arguments)
     if place_of(options.tensor_parallel).rank > 0:  # the same command runs on every rank
         return follow()
-    first = Child()  # the engine imports torch while this process imports what serves
+    first = Child() if options.ray is None else None  # the engine imports torch while this process imports what serves
     from server.serve import serve
 
     return serve(options, first=first)

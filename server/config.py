@@ -80,6 +80,10 @@ class EngineOptions(ModelOptions, frozen=True, kw_only=True):
 class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     """What a server is started with."""
 
+    ray: Annotated[
+        str | None,
+        Meta(description="replicas in a Ray cluster, as N or, to follow the queue, MIN-MAX; needs headrace[ray]"),
+    ] = None
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     served_model_name: Annotated[str | None, Meta(description="the model's id in the API; unset: its file's name")] = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.batch import Finding, Reading, Sampling
-from server.engine.client import EngineClient
+from server.engine.interface import Engine
 from server.engine.messages import Delta
 from server.engine.streams import Order, TokenStream
 from server.errors import BadRequest, InternalError, PromptTooLong
@@ -88,7 +88,7 @@ class Usage:
 class Generator:
     """Turns requests into running generations, all on one engine."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._eos_ids = tuple(eos_ids)
@@ -96,7 +96,7 @@ class Generator:
     def start(self, request: GenerationRequest) -> "Generation":
         """Queues every choice, or the first `AT_ONCE` of many, or none. Must be called in an event loop.
 
-        Raises PromptTooLong before anything is queued, and what `EngineClient.submit` raises.
+        Raises PromptTooLong before anything is queued, and what `Engine.submit` raises.
         """
         is_bound = request.sampling.grammar is not None  # then an end may be all that can follow, whoever ignores it
         eos_ids = () if request.ignore_eos and not is_bound else self._eos_ids
@@ -178,9 +178,7 @@ class Generation:
     EngineGone or ServerDraining; the rest is cancelled then.
     """
 
-    def __init__(
-        self, request: GenerationRequest, engine: EngineClient, orders: list[Order], tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, request: GenerationRequest, engine: Engine, orders: list[Order], tokenizer: Tokenizer) -> None:
         self._request = request
         self._engine = engine
         self._tokenizer = tokenizer

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.engine.messages import Ready, Stats
+from server.engine.streams import Stages
 from server.engine.supervisor import CAUSES, Cause
 from server.generator import Piece, Usage
 
@@ -109,7 +110,7 @@ class EngineState(Collector):
         self.last_step = time.monotonic()
 
     def collect(self) -> Iterator[Metric]:
-        stats = self.stats or _NOTHING
+        stats = self.stats or NOTHING
         yield _gauge("requests_running", "Sequences that the engine computes.", stats.running)
         yield _gauge("requests_waiting", "Sequences that wait for their first step.", stats.waiting)
         yield _counter("preemptions", "Sequences put back to make room in the KV cache.", stats.preemptions)
@@ -224,18 +225,31 @@ class Metrics(Collector):
             self._step.observe(stats.step_seconds)
             self._step_length.observe(stats.step_tokens)
 
+    def replicas(self, series: Collector) -> None:
+        """From here on, these are exposed, too."""
+        self._registry.register(series)
+
+    def census(self, stats: Stats) -> None:
+        """What many engines come to together, as of now. Of their steps one by one nothing is told."""
+        if stats != self._engine.stats:
+            self._engine.stats, self._engine.last_step = stats, time.monotonic()
+
+    def request_moved(self) -> None:
+        """A sequence has lost its replica and goes on with another."""
+        self._resumed.inc()
+
     def engine_restarted(self, cause: Cause, resumed: int) -> None:
         """The engine has ended, another takes its place and goes on with so many sequences."""
         self._restarts.labels(cause).inc()
         self._resumed.inc(resumed)
 
-    def sequence_ended(self, *, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
-        """A sequence has left the engine, whichever way; a stage that it did not reach is None."""
-        self._queue.observe(queue_s)
-        if prefill_s is not None:
-            self._prefill.observe(prefill_s)
-        if decode_s is not None:
-            self._decode.observe(decode_s)
+    def sequence_ended(self, stages: Stages) -> None:
+        """A sequence has left the engine, whichever way."""
+        self._queue.observe(stages.queue_s)
+        if stages.prefill_s is not None:
+            self._prefill.observe(stages.prefill_s)
+        if stages.decode_s is not None:
+            self._decode.observe(stages.decode_s)
 
     async def watch_loop(self) -> None:
         """Observes how late the running event loop is, until cancelled."""
@@ -294,7 +308,7 @@ class Metrics(Collector):
         return alias
 
 
-_NOTHING = Stats(
+NOTHING = Stats(
     running=0,
     waiting=0,
     blocks_free=0,

@@ -20,8 +20,8 @@ from server.console.progress import ProgressBar
 from server.departure import Departure
 from server.engine.child import ENGINE, Child
 from server.engine.client import EngineClient, Listener
+from server.engine.interface import Engine
 from server.engine.messages import ModelCard, Ready
-from server.engine.streams import Stages
 from server.engine.supervisor import Care
 from server.exactness.recorder import Recorder
 from server.keys import KeysError
@@ -29,6 +29,9 @@ from server.logs import Log, configure
 from server.metrics import Metrics
 from server.protocol import Patience, protocol_class
 from server.quotas import Quota
+from server.scale_out.engine import ClusterEngine, ClusterListener
+from server.scale_out.series import ReplicaSeries
+from server.scale_out.wish import wish_of
 from server.spans import Tracer
 from server.text_tools import load_text
 
@@ -89,17 +92,17 @@ def _tracer(options: ServeOptions) -> "OpenTelemetry | None":
 class _Server(uvicorn.Server):
     """uvicorn without its ways with signals: it would stop listening at once, and die by the signal it has obeyed."""
 
-    on_signal: Callable[[signal.Signals], None]
+    on_signal: dict[signal.Signals, Callable[[], None]]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.on_signal, number)
+        for number, handler in self.on_signal.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self.on_signal:
                 loop.remove_signal_handler(number)
 
 
@@ -118,19 +121,10 @@ class _Serving:
         self.bar = ProgressBar()
         self.exit_code = 0
         self.metrics = metrics
-        listener = Listener(
-            on_progress=self.bar,
-            on_card=self._on_card,
-            on_ready=self._on_ready,
-            on_stats=self.metrics.step,
-            on_end=self._on_end,
-            on_restart=self.metrics.engine_restarted,
-            on_failure=self._on_failure,
-        )
         self.adapters = named_folders(options.adapter)
-        self.engine = EngineClient(options, options.max_queue, listener, care, self.adapters)
+        self.engine: Engine = self._one_engine(care) if options.ray is None else self._replicas()
         app = create_app(
-            _app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder, tracer
+            app_options(options), self.engine, metrics, lambda card: load_text(card, self.engine), recorder, tracer
         )
         config = uvicorn.Config(
             app,
@@ -144,12 +138,48 @@ class _Serving:
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self.server = _Server(config)
-        self.server.on_signal = self._on_signal
+        self.server.on_signal = {
+            signal.SIGINT: lambda: self.departure.begin(is_interactive=True),
+            signal.SIGTERM: lambda: self.departure.begin(is_interactive=False),
+        }
+        if isinstance(self.engine, ClusterEngine):
+            self.server.on_signal[signal.SIGHUP] = self.engine.restart
         self.service: Service = app.state.service
         self.loading_text: asyncio.Task[None] | None = None
         self.departure = Departure(
             self.server, self.service, delay_s=options.drain_delay, timeout_s=options.drain_timeout
         )
+
+    def _one_engine(self, care: Care) -> EngineClient:
+        listener = Listener(
+            on_progress=self.bar,
+            on_card=self._on_card,
+            on_ready=self._on_ready,
+            on_stats=self.metrics.step,
+            on_end=self.metrics.sequence_ended,
+            on_restart=self.metrics.engine_restarted,
+            on_failure=self._on_failure,
+        )
+        return EngineClient(self.options, self.options.max_queue, listener, care, self.adapters)
+
+    def _replicas(self) -> ClusterEngine:
+        """Raises OptionError."""
+        wish = wish_of(self.options)
+        try:
+            from server.scale_out.cluster import OwnCluster
+        except ModuleNotFoundError:
+            raise OptionError("--ray: needs Ray, which `pip install 'headrace[ray]'` brings") from None
+        series = ReplicaSeries()
+        self.metrics.replicas(series)
+        listener = ClusterListener(
+            on_card=self._on_card,
+            on_ready=self._on_ready,
+            on_end=self.metrics.sequence_ended,
+            on_failure=self._on_failure,
+            on_census=lambda census: self.metrics.census(series.take(census)),
+            on_move=self.metrics.request_moved,
+        )
+        return ClusterEngine(OwnCluster(self.options, wish), self.options, self.options.max_queue, listener)
 
     def run(self) -> int:
         try:
@@ -196,12 +226,6 @@ class _Serving:
         except ValueError as error:
             self._on_failure(f"{self.options.model}: {error}")
 
-    def _on_end(self, stages: Stages) -> None:
-        self.metrics.sequence_ended(queue_s=stages.queue_s, prefill_s=stages.prefill_s, decode_s=stages.decode_s)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        self.departure.begin(is_interactive=number == signal.SIGINT)
-
     def _on_failure(self, reason: str) -> None:
         """Without an engine the server is of no use: whoever runs it may start another."""
         self.bar.close()
@@ -210,7 +234,7 @@ class _Serving:
         self.departure.close()
 
 
-def _app_options(options: ServeOptions) -> AppOptions:
+def app_options(options: ServeOptions) -> AppOptions:
     return AppOptions(
         served_model_name=options.served_model_name,
         api_keys=listed(options.api_key),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.engine.client import EngineClient
+from server.engine.interface import Engine
 from server.engine.messages import ModelCard
 from server.generator import Generator
 from server.grammar.grammars import Grammars
@@ -19,7 +19,7 @@ class TextTools:
     grammars: Grammars
 
 
-def load_text(card: ModelCard, engine: EngineClient) -> TextTools:
+def load_text(card: ModelCard, engine: Engine) -> TextTools:
     """May take a second or two for a large vocabulary: call it off the event loop. Raises ValueError in one line."""
     tokenizer = Tokenizer(card)
     template = None if card.chat_template is None else ChatTemplate(card.chat_template, card.special_tokens)

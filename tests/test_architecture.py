@@ -13,7 +13,8 @@ FILES = sorted(path for room in ("model", "server") for path in (ROOT / room).rg
 CONFINED = {
     "torch": ("model/",),
     "fastapi": ("server/app.py", "server/api/"),
-    "prometheus_client": ("server/metrics.py",),
+    "prometheus_client": ("server/metrics.py", "server/scale_out/series.py"),
+    "ray": tuple(f"server/scale_out/{name}.py" for name in ("cluster", "deployment", "ingress", "router", "served")),
     "opentelemetry": ("server/tracing.py",),
     "pickle": (),
     "marshal": (),

@@ -11,7 +11,7 @@ from fastapi import Request
 from server.api.resumable import Keeping, ResumableStreams
 from server.api.sse import wall_time
 from server.engine.adapters import Adapter, Adapters
-from server.engine.client import EngineClient
+from server.engine.interface import Engine
 from server.engine.messages import ModelCard
 from server.errors import EngineGone, ModelLoading, ModelNotFound, ServerDraining
 from server.exactness.receipt import Provenance, text_digests
@@ -72,7 +72,7 @@ class Service:
     """One per app. `load_text` may take seconds and runs off the event loop, once."""
 
     options: AppOptions
-    engine: EngineClient
+    engine: Engine
     metrics: Metrics
     load_text: Callable[[ModelCard], TextTools]
     recorder: Recorder | None = None

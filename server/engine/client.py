@@ -33,7 +33,7 @@ from server.errors import EngineGone, HeadraceError, InternalError, ModelLoading
 from server.logs import Log
 
 _STOPPING = "the server stops"
-_TOTALS = (  # what an engine counts from 0
+TOTALS = (  # what an engine counts from 0
     "preemptions",
     "prefix_queries",
     "prefix_hits",
@@ -122,6 +122,11 @@ class EngineClient:
     def is_hung(self) -> bool:
         """The engine has given no sign of life for too long."""
         return self._supervisor.is_hung
+
+    @property
+    def is_silent(self) -> bool:
+        """It has given none for half as long."""
+        return self._supervisor.is_silent
 
     @property
     def live(self) -> int:
@@ -311,5 +316,5 @@ def _add_totals(stats: Stats, earlier: Stats | None) -> Stats:
     """Counters do not fall when an engine is replaced."""
     if earlier is None:
         return stats
-    sums = {name: getattr(stats, name) + getattr(earlier, name) for name in _TOTALS}
+    sums = {name: getattr(stats, name) + getattr(earlier, name) for name in TOTALS}
     return msgspec.structs.replace(stats, **sums)

@@ -87,7 +87,8 @@ class Journal:
         return [entry.stream for entry in self._entries.values()]
 
     def add(self, order: Order, stream: TokenStream) -> None:
-        self._entries[stream.id] = self._held[stream.id] = Entry(order, stream)
+        entry = Entry(order, stream, list(order.begun), order.cached_tokens)
+        self._entries[stream.id] = self._held[stream.id] = entry
 
     def due(self) -> list[Entry]:
         """Those to submit now: all that are held, or while there are suspects the one on trial."""

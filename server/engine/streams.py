@@ -22,6 +22,8 @@ class Order:
     salt: str = ""
     priority: int = 0  # the lowest starts first
     reading: Reading | None = None
+    begun: tuple[int, ...] = ()  # tokens of its answer that an engine of another client has chosen
+    cached_tokens: int | None = None  # what was reported with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Life:
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None  # so far
+
+    def hear_prefill(self, prefill_s: float) -> None:
+        """When it started, by somebody else's clock who has computed its prompt."""
+        if self.started is None and self.first_token is not None:
+            self.started = max(self.first_token - prefill_s, self.submitted)
 
     def stages(self) -> Stages:
         now = time.monotonic()
@@ -67,6 +74,11 @@ class TokenStream:
         self._is_over = False
         self._arrival = asyncio.Event()
 
+    @property
+    def is_over(self) -> bool:
+        """No more will come."""
+        return self._is_over
+
     def put(self, delta: Delta) -> None:
         if delta.tokens:
             self.life.last_token = time.monotonic()
@@ -83,15 +95,20 @@ class TokenStream:
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         while True:
-            await self._arrival.wait()
-            self._arrival.clear()
-            deltas, self._deltas = self._deltas, []
-            for delta in deltas:
+            for delta in await self.take():
                 yield delta
                 if delta.finish is not None:
                     return
+
+    async def take(self) -> list[Delta]:
+        """All that has come since, at least one; not to be asked after the last. Raises what the stream ends with."""
+        while not self._deltas:
             if self._error is not None:
                 raise self._error
+            await self._arrival.wait()
+            self._arrival.clear()
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
     def cancel(self) -> None:
         """Lets the engine forget the sequence; may be called at any time and any number of times."""

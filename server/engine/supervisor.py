@@ -50,6 +50,7 @@ class Supervisor:
     ) -> None:
         self.child: Child | None = None
         self.is_hung = False  # the engine has been silent for too long and is about to be ended
+        self._silent = 0  # turns
         self._options = options
         self._care = care
         self._hear = hear
@@ -96,7 +97,7 @@ class Supervisor:
     async def _attend(self, child: Child) -> str:
         """Listens to an engine until it ends; how it ended, in words."""
         started = time.monotonic()
-        self._is_fruitful = False
+        self._is_fruitful, self._silent = False, 0
         self._up.clear()
         watching = asyncio.create_task(self._watch(child))
         try:
@@ -133,19 +134,23 @@ class Supervisor:
         """
         if self._first_load_s is None:
             await self._up.wait()  # there may be gigabytes to download
-        silent = 0
-        while silent < _TURNS - 1:
+        while self._silent < _TURNS - 1:
             self._heard = False
             if self._up.is_set():
                 child.send(Ping())
             await asyncio.sleep(self._patience_s / _TURNS)
-            silent = 0 if self._heard else silent + 1
+            self._silent = 0 if self._heard else self._silent + 1
         self.is_hung = True
         stacks = "none: the process is stopped" if child.is_stopped else "on stderr"
         log.error("engine hung", pid=child.pid, silent_s=round(self._patience_s, 1), stacks=stacks)
         child.dump_stacks()
         await asyncio.sleep(_STACKS_S)
         child.kill()
+
+    @property
+    def is_silent(self) -> bool:
+        """The engine has given no sign of life for half of the time that makes it hung."""
+        return self._silent >= _TURNS // 2
 
     @property
     def _patience_s(self) -> float:

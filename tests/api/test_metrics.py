@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.messages import Ready
+from server.engine.streams import Stages
 from server.generator import Piece, Usage
 from server.metrics import LAG_PERIOD_S, VLLM_NAMES, Metrics
 
@@ -130,8 +131,8 @@ def test_a_request_is_followed_from_its_first_piece_to_its_one_end(metrics):
 
 
 def test_stages_that_a_sequence_never_reached_are_not_counted(metrics):
-    metrics.sequence_ended(queue_s=0.1, prefill_s=None, decode_s=None)
-    metrics.sequence_ended(queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+    metrics.sequence_ended(Stages(0.1, None, None))
+    metrics.sequence_ended(Stages(0.1, 0.2, 0.3))
     counts = [value(metrics, f"headrace_request_{stage}_seconds_count") for stage in ("queue", "prefill", "decode")]
     assert counts == [2, 1, 1]
 

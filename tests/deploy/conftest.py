@@ -8,6 +8,8 @@ import pytest
 from support import RunningServer, running_server
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))  # asking.py
+sys.path.insert(0, str(Path(__file__).parents[2]))  # bench
 
 from monitoring import KEY, Prometheus, debian_program, watching
 

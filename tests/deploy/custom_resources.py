@@ -1,7 +1,8 @@
 """What the custom resources of our manifests may say: their definitions' schemas, as far as we use them.
 
 Sources: keda.sh/docs (ScaledObject, the prometheus scaler), prometheus-operator.dev (PodMonitor),
-gateway-api-inference-extension.sigs.k8s.io/reference/spec (InferencePool v1), gateway-api.sigs.k8s.io (HTTPRoute v1).
+gateway-api-inference-extension.sigs.k8s.io/reference/spec (InferencePool v1), gateway-api.sigs.k8s.io (HTTPRoute v1),
+docs.ray.io (RayService v1; its pods' templates are Kubernetes' own).
 """
 
 from typing import Any
@@ -62,6 +63,10 @@ RELABELING = record(
     replacement=TEXT,
     action=one_of("replace", "keep", "drop", "labeldrop", "labelkeep", "labelmap"),
 )
+RAY_GROUP: dict[str, Schema] = {
+    "rayStartParams": LABELS,
+    "template": {"type": "object"},
+}
 
 SCHEMAS: dict[tuple[str, str], Schema] = {
     ("keda.sh/v1alpha1", "ScaledObject"): resource(
@@ -134,6 +139,30 @@ SCHEMAS: dict[tuple[str, str], Schema] = {
                     backendRefs=several(record("name", group=TEXT, kind=TEXT, name=TEXT, port=PORT)),
                     timeouts=record(request=DURATION, backendRequest=DURATION),
                 )
+            ),
+        )
+    ),
+    ("ray.io/v1", "RayService"): resource(
+        record(
+            *("serveConfigV2", "rayClusterConfig"),
+            serviceUnhealthySecondThreshold=COUNT,
+            deploymentUnhealthySecondThreshold=COUNT,
+            serveConfigV2=TEXT,
+            rayClusterConfig=record(
+                *("headGroupSpec",),
+                rayVersion={"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+$"},
+                enableInTreeAutoscaling={"type": "boolean"},
+                headGroupSpec=record("rayStartParams", "template", **RAY_GROUP),
+                workerGroupSpecs=several(
+                    record(
+                        *("groupName", "rayStartParams", "template"),
+                        groupName=TEXT,
+                        replicas=COUNT,
+                        minReplicas=COUNT,
+                        maxReplicas=COUNT,
+                        **RAY_GROUP,
+                    )
+                ),
             ),
         )
     ),

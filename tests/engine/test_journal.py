@@ -127,3 +127,14 @@ async def test_another_engine_is_given_the_priority_as_well(journal: Journal) ->
     for _ in range(2):
         assert [entry.submit().priority for entry in journal.due()] == [0, 0, 0, -3]
         journal.lose_engine()
+
+
+async def test_what_an_engine_of_another_client_has_begun_goes_on_here() -> None:
+    journal = Journal()
+    order = Order([1, 2], 50, [], Sampling(), begun=(7, 8), cached_tokens=1)
+    journal.add(order, TokenStream(1, lambda id: None))
+    (entry,) = journal.due()
+    assert (entry.submit().output, entry.submit().cached_tokens) == ([7, 8], 1)
+    move(journal, run_of(entry), 2)
+    assert entry.submit().output == [7, 8, 0, 1]
+    assert order.begun == (7, 8)

@@ -1,0 +1,110 @@
+"""What is known of the replicas, who gets which request, and what of it is exposed."""
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.batch import Sampling
+from server.engine.messages import Stats, Submit
+from server.metrics import NOTHING, Metrics
+from server.scale_out.engine import Census
+from server.scale_out.fleet import Fleet, Member
+from server.scale_out.messages import Report
+from server.scale_out.series import ReplicaSeries
+
+LONG = list(range(800))
+
+
+def encoded(prompt: list[int], **fields: str) -> bytes:
+    submit = Submit(id=1, prompt=prompt, max_tokens=1, ending_ids=[], sampling=Sampling(), **fields)
+    return msgspec.msgpack.encode(submit)
+
+
+def fleet_of(*names: str) -> Fleet:
+    fleet = Fleet()
+    fleet.see({name: Member(0, None) for name in names})
+    return fleet
+
+
+def send(fleet: Fleet, request: str, submit: bytes) -> str:
+    first = fleet.rank(request, submit)[0]
+    fleet.routed(request, first)
+    return first
+
+
+def test_a_request_goes_where_its_beginning_went_and_is_counted_there() -> None:
+    fleet = fleet_of("a", "b")
+    first = send(fleet, "1", encoded(LONG))
+    assert send(fleet, "2", encoded([*LONG, 5, 6])) == first
+    other = send(fleet, "3", encoded(LONG, salt="another's"))
+    assert other != first
+    assert fleet.census().routed == {(first, "new"): 1, (first, "prefix"): 1, (other, "new"): 1}
+
+
+def test_requests_in_hand_weigh_until_they_are_completed() -> None:
+    fleet = fleet_of("a", "b")
+    sent = [send(fleet, str(number), encoded([number] * 5)) for number in range(4)]
+    assert sorted(sent) == ["a", "a", "b", "b"]
+    for number, replica in enumerate(sent):
+        if replica == "a":
+            fleet.completed(str(number), replica)
+    assert [send(fleet, f"next {number}", encoded([9] * 5)) for number in range(2)] == ["a", "a"]
+
+
+def test_what_others_have_sent_weighs_too() -> None:
+    fleet = Fleet()
+    fleet.see({"a": Member(20, None), "b": Member(1, None)})
+    assert fleet.rank("1", encoded([1])) == ["b", "a"]
+
+
+def test_who_got_it_instead_of_the_first_had_less_to_do() -> None:
+    fleet = fleet_of("a", "b")
+    first, second = fleet.rank("1", encoded(LONG))
+    fleet.routed("1", second)
+    assert fleet.census().routed == {(second, "load"): 1}
+    assert fleet.rank("2", encoded(LONG)) == [second, first]
+
+
+def test_a_replica_whose_engine_is_away_gets_nothing_while_another_is_up() -> None:
+    fleet = Fleet()
+    away, up = Member(0, Report(is_up=False, stats=None)), Member(50, Report(is_up=True, stats=None))
+    fleet.see({"a": away, "b": up})
+    assert fleet.rank("1", encoded([1])) == ["b"]
+    fleet.see({"a": away})
+    assert fleet.rank("1", encoded([1])) == ["a"]
+
+
+def test_what_was_never_ranked_is_of_no_interest() -> None:
+    fleet = fleet_of("a")
+    fleet.routed("description", "a")
+    fleet.completed("description", "a")
+    assert fleet.census().routed == {}
+
+
+def stats(running: int, hits: int) -> Stats:
+    return msgspec.structs.replace(NOTHING, running=running, prefix_hits=hits, blocks_free=3, blocks_used=1)
+
+
+def test_counters_do_not_fall_when_a_replica_goes() -> None:
+    series = ReplicaSeries()
+    both = series.take(Census({"a": stats(2, 10), "b": stats(1, 5)}, 2, {}))
+    assert (both.running, both.prefix_hits, both.blocks_free) == (3, 15, 6)
+    one = series.take(Census({"b": stats(1, 6)}, 1, {}))
+    assert (one.running, one.prefix_hits, one.blocks_free) == (1, 16, 3)
+
+
+def test_every_replica_has_its_series() -> None:
+    metrics, series = Metrics(), ReplicaSeries()
+    metrics.replicas(series)
+    metrics.census(series.take(Census({"a": stats(2, 10), "b": stats(1, 5)}, 2, {("a", "prefix"): 3})))
+    found = {
+        (sample.name, sample.labels.get("replica", ""), sample.labels.get("why", "")): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+    assert found["headrace_replicas", "", ""] == 2
+    assert found["headrace_replica_requests_running", "a", ""] == 2
+    assert found["headrace_replica_prefix_cache_hit_tokens_total", "b", ""] == 5
+    assert found["headrace_replica_kv_cache_usage_ratio", "b", ""] == 0.25
+    assert found["headrace_replica_requests_routed_total", "a", "prefix"] == 3
+    assert found["headrace_replica_requests_routed_total", "a", "load"] == 0
+    assert found["headrace_requests_running", "", ""] == 3
