@@ -3,12 +3,14 @@
 Tensors are computed at once, as on any CPU. What makes them a card's is that nobody may look: every way in which the
 host could ask for a number, but for waiting for a download, raises. A capture writes down what torch computes and what
 Triton launches, with their very arguments, and a replay does the same again, as a CUDA graph would: numbers that the
-host has changed since do not reach it. Meanwhile the host must not look, wait, or bring anything of its own along.
+host has changed since do not reach it, and what another graph has left is gone: they share their memory. While
+capturing, the host must not look, wait, or bring anything of its own along.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +57,7 @@ class FakeStreams(Streams):
 
     waits: int = 0
     is_waiting: bool = False
-    captures: int = 0
+    graphs: list["Graph"] = field(default_factory=list)
     is_capturing: bool = False
     peaks: list[int] = field(default_factory=list)  # as they were measured
     _uploads: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the host's and as it was
@@ -78,7 +80,6 @@ class FakeStreams(Streams):
         return _Arriving(self, tensor.clone())
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
         graph = Graph()
         self.is_capturing = True
         try:
@@ -86,7 +87,14 @@ class FakeStreams(Streams):
                 run()
         finally:
             self.is_capturing = False
-        return graph.replay
+        self.graphs.append(graph)
+        return partial(self._replay, graph)
+
+    def _replay(self, graph: "Graph") -> None:
+        for other in self.graphs:
+            if other is not graph:
+                other.spoil()
+        graph.replay()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -150,6 +158,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
+        self.made: list[Tensor] = []  # by these calls
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -164,7 +173,7 @@ class Graph:
 
         interpreter.GridExecutor.__call__ = record
         try:
-            with _Recorder(self.calls):
+            with _Recorder(self):
                 yield
         finally:
             interpreter.GridExecutor.__call__ = launch
@@ -173,11 +182,15 @@ class Graph:
         for call in self.calls:
             call()
 
+    def spoil(self) -> None:
+        for tensor in self.made:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
+
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, calls: list[Callable[[], None]]) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.calls = calls
+        self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -185,7 +198,9 @@ class _Recorder(TorchDispatchMode):
         if func in _NOT_WHILE_CAPTURING or isinstance(result, bool | int | float):
             raise HostSync(f"{func} while capturing")
         if not (func.is_view and _shares_memory(result, args)):  # some give a view or a copy, as they need
-            self.calls.append(lambda: _again(func, args, given, result))
+            self.graph.calls.append(lambda: _again(func, args, given, result))
+            if not _shares_memory(result, (args, kwargs)):
+                self.graph.made += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return result
 
 

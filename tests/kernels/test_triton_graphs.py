@@ -87,12 +87,13 @@ FAR_STEPS = [
 ]
 
 
-def results(runner: Runner) -> list[StepResult]:
+def results(runner: Runner, count: int | None = None) -> list[StepResult]:
+    """Of so many of the steps, or of all."""
     steps = FAR_STEPS if runner.transformer.config is LONG else STEPS
-    return [runner.run(Batch(chunks)) for chunks in steps]
+    return [runner.run(Batch(chunks)) for chunks in steps[:count]]
 
 
-@pytest.mark.parametrize("config", [PLAIN, LONG, WINDOWED, EXPERTS], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [LONG, WINDOWED, EXPERTS], ids=lambda config: config.family)
 def test_a_replayed_step_has_the_bits_of_an_eager_one(
     device: torch.device, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,9 +148,9 @@ def test_a_layout_that_a_graph_does_not_find_where_the_next_one_lies_would_show(
             layouts.append(lay_out(spans, tile_rows, self.device, self.streams.upload))
         return layouts[-1]
 
-    expected = results(make_runner(device))
+    expected = results(make_runner(device), 1)
     monkeypatch.setattr(TritonKernels, "_laid_out", elsewhere)
-    assert results(recorded(device)) != expected
+    assert results(recorded(device, captures=1), 1) != expected
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_a_capture_that_fails_is_the_last_and_changes_no_step(
     assert not runner.record_more()
     assert "a graph could not be captured" in capfd.readouterr().err
     assert not runner.record_more()
-    assert results(runner) == results(make_runner(device))
+    assert results(runner, 1) == results(make_runner(device), 1)
 
 
 def test_a_graph_that_repeats_something_else_is_not_used(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,13 +218,25 @@ def test_steps_are_replayed_one_ahead_of_the_other_and_the_host_waits_once_for_e
         (samples,) = plain.run(Batch([Chunk(tokens, start, length, [1, 2], 5, sampling)])).samples
         assert not isinstance(samples, str)
         tokens.append(samples[0].token)
-    runner, waits, said = recorded(device), streams.waits, []
-    with streams.watched():
-        runner.dispatch(Batch([Chunk(tokens[:5], 0, 5, [1, 2], 5, sampling)]))
-        for length in (6, 7, 8):
-            ahead = Chunk(tokens[: length - 1], length - 1, length, [1, 2], 5, sampling, awaits=0)
-            runner.dispatch(Batch([ahead]))
+    runner = recorded(device, captures=0)
+    for captures in range(3):  # of which all come between two requests
+        waits, said = streams.waits, []
+        with streams.watched():
+            runner.dispatch(Batch([Chunk(tokens[:5], 0, 5, [1, 2], 5, sampling)]))
+            for length in (6, 7, 8):
+                ahead = Chunk(tokens[: length - 1], length - 1, length, [1, 2], 5, sampling, awaits=0)
+                runner.dispatch(Batch([ahead]))
+                said.append(runner.collect())
             said.append(runner.collect())
-        said.append(runner.collect())
-    assert [result.samples for result in said] == [[[Sample(token)]] for token in tokens[5:]]
-    assert streams.waits - waits == 4
+        assert [result.samples for result in said] == [[[Sample(token)]] for token in tokens[5:]]
+        assert streams.waits - waits == 4
+        assert len(streams.graphs) == captures
+        runner.record_more()
+
+
+def test_what_a_graph_has_left_is_gone_when_another_is_replayed(device: torch.device) -> None:
+    runner = recorded(device)
+    hidden = [runner._begin(Batch([chunk(rows, 0, [3])])).hidden for rows in (2, 6)]
+    if device.type == "cpu":  # on a card, it may happen to lie elsewhere
+        assert hidden[0].isnan().all()
+    assert not hidden[1].isnan().any()
