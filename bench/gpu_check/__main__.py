@@ -1,9 +1,11 @@
-"""What a person with a card runs to check everything that this machine could not: one command, one report.
+"""What a person with a card runs to see what no machine without one can show: one command, one report.
 
 sections:
   environment   the card, its driver, torch, Triton, Headrace
   resources     registers, spills and shared memory of every Triton kernel, compiled for the card
   parity        every kernel against the reference, and its bits in any batch and in a hundred runs
+  libraries     cuBLAS and FlashAttention (`--no-exact`) beside our kernels
+  graphs        recorded steps beside computed ones, to the last bit
   verify        `headrace verify`: whole answers in any company
   memory        what `headrace plan` foretells beside what the device reports
   roofline      what steps and kernels move and compute in a second, beside a copy and a matrix product
@@ -31,7 +33,7 @@ from bench.gpu_check.report import report
 from bench.gpu_check.section import Options, Outcome, Verdict
 from model.checkpoints.sources import DEFAULT_MODEL
 
-SECTIONS = ("environment", "resources", "parity", "verify", "memory", "roofline", "throughput")
+SECTIONS = ("environment", "resources", "parity", "libraries", "graphs", "verify", "memory", "roofline", "throughput")
 
 
 def main() -> int:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from bench.gpu_check.section import Options
 from model.batch import GREEDY, Batch, Chunk, Sampling
 from model.kv_cache import BLOCK_SIZE
@@ -13,14 +16,16 @@ from model.runner import Runner
 STEP_TOKENS = 512
 KINDS = 251  # of tokens in the batches
 PLAIN = Sampling(temperature=GREEDY)
+TOLD = Sampling(temperature=GREEDY, top_logprobs=20)
 
 
-def opened(options: Options, dtype: Literal["auto", "bfloat16"] = "auto") -> OpenModel:
+def opened(options: Options, dtype: Literal["auto", "bfloat16"] = "auto", exact: bool = True) -> OpenModel:
     request = Request(
         model=options.model,
         device=options.device,
         dtype=dtype,
         activations="int16",
+        exact=exact,
         kv_dtype="auto",
         context_length=None,
         kv_memory=None,
@@ -32,13 +37,30 @@ def opened(options: Options, dtype: Literal["auto", "bfloat16"] = "auto") -> Ope
 
 
 def loaded(model: OpenModel, plan: MemoryPlan) -> Runner:
-    """Its cache holds zeros, so that what is read before it was written is finite."""
+    """Its cache is full of random numbers: contexts that nobody has computed."""
     runner = load(model, plan, lambda stage, done, total: None)
     for layer in runner.cache.layers:
-        for tensor in (layer.keys, layer.values, layer.scales):
-            if tensor is not None:
-                tensor.zero_()
+        for tensor in (layer.keys, layer.values):
+            _randomize(tensor)
+        if layer.scales is not None:
+            layer.scales.fill_(1 / torch.iinfo(layer.keys.dtype).max)
     return runner
+
+
+def record_all(runner: Runner) -> int:
+    """Of how many sizes of steps a server would have recorded one after the other while nobody waits."""
+    count = 0
+    while runner.record_more():
+        count += 1
+    return count
+
+
+def _randomize(tensor: Tensor) -> None:
+    if tensor.is_floating_point():
+        tensor.normal_()
+    else:
+        most = torch.iinfo(tensor.dtype).max
+        tensor.random_(-most, most + 1)
 
 
 @dataclass(frozen=True, slots=True)

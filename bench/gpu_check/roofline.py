@@ -7,7 +7,7 @@ import torch
 
 from bench.gpu_check.clock import Clock
 from bench.gpu_check.hot_kernels import Kernel, hot_kernels
-from bench.gpu_check.loading import STEP_TOKENS, Part, batch, loaded, opened
+from bench.gpu_check.loading import STEP_TOKENS, Part, batch, loaded, opened, record_all
 from bench.gpu_check.report import table
 from bench.gpu_check.section import Options
 from bench.gpu_check.work import Steps, Work
@@ -25,8 +25,8 @@ HEAD = ["", "rows", "context", "ms", "GB/s", "of the copy", "TFLOP/s", "of the p
 MEANING = """\
 Bytes of a step are the weights as they lie on the device and the keys and values that are seen or written; those of a
 kernel alone hold what comes in and goes out, too. A step's time is the host's and the device's, from the batch to the
-chosen tokens; a kernel's is the device's alone, on weights that are not in its second-level cache. The larger of a
-row's two shares says how near it is to its bound."""
+chosen tokens, replayed where there is a recording; a kernel's is the device's alone, on weights that are not in its
+second-level cache. The larger of a row's two shares says how near it is to its bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ def findings(model: OpenModel, clock: Clock, is_quick: bool) -> Iterator[str]:
     peaks, measured_as = measure(clock, model.kernels.dtype, is_quick)
     yield measured_as
     runner, steps = loaded(model, model.plan()), Steps(model)
+    record_all(runner)
     yield table([HEAD, *(_step(runner, steps, clock, peaks, *step) for step in all_steps(runner, is_quick))])
     kernels = hot_kernels(model, runner, is_quick)
     yield table([HEAD, *(_kernel(kernel, clock, peaks) for kernel in kernels)])

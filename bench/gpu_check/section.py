@@ -5,12 +5,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Literal
 
@@ -20,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 1800.0  # of one section; on a card a kernel that never ends is among the things that may happen
 LAST_WORDS = 12  # lines of a section's own report that are kept if it fails
 END_S = 30.0  # that it has to end a server
-_NOT_RUN = 3  # the exit code of a section that found nothing to run
+NOT_RUN = 3  # the exit code of a section that found nothing to run
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +64,7 @@ class Failed(Exception):
 
 def run(name: str, options: Options) -> Outcome:
     return outcome_of(
-        [sys.executable, "-P", "-m", "bench.gpu_check.section", name, msgspec.json.encode(options).decode()], LIMIT_S
+        [sys.executable, "-P", "-m", "bench.gpu_check.child", name, msgspec.json.encode(options).decode()], LIMIT_S
     )
 
 
@@ -114,32 +112,6 @@ def _why(code: int, complaints: list[str]) -> str:
 def _outcome(code: int | None, why: str, body: str, complaints: list[str]) -> Outcome:
     if code == 0:
         return Outcome(Verdict.PASSED, body=body)
-    if code == _NOT_RUN:
+    if code == NOT_RUN:
         return Outcome(Verdict.NOT_RUN, why, body)
     return Outcome(Verdict.FAILED, why, body, "\n".join(complaints[-LAST_WORDS:]))
-
-
-def main() -> int:
-    """The process: prints what the section yields as it comes, so that an end in between loses none of it."""
-    name, options = sys.argv[1], msgspec.json.decode(sys.argv[2], type=Options)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # which ends the servers that it runs
-    try:
-        parts: Iterator[str] = import_module(f"bench.gpu_check.{name}").check(options)
-        for part in parts:
-            print(part, end="\n\n", flush=True)
-    except NotRun as reason:
-        print(reason, file=sys.stderr)
-        return _NOT_RUN
-    except Failed as fault:
-        print(fault, file=sys.stderr)
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        first = str(error).splitlines()[:1]
-        print(f"{type(error).__name__}: {''.join(first)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

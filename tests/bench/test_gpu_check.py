@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.gpu_check import memory, parity, roofline, throughput
+from bench.gpu_check import graphs, libraries, memory, parity, roofline, throughput
 from bench.gpu_check.clock import Clock
 from bench.gpu_check.loading import Part, batch, loaded, opened
 from bench.gpu_check.report import report
-from bench.gpu_check.section import Failed, Options, Outcome, Verdict, outcome_of
+from bench.gpu_check.section import Failed, NotRun, Options, Outcome, Verdict, outcome_of
 from bench.gpu_check.work import Steps
+from model.batch import Logprobs, Sample, StepResult
+from model.kernels.reference import Recording, Span
 from model.loading import OpenModel
 from model.runner import Runner
 
@@ -89,11 +91,12 @@ def test_a_dry_run_tells_of_every_section(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_what_fails_is_told_and_stops_nothing(tmp_path: Path) -> None:
-    run = gpu_check(*DRY, "--model", str(tmp_path / "nothing.gguf"), "--only", "environment", "memory")
+    run = gpu_check(*DRY, "--model", str(tmp_path / "nothing.gguf"), "--only", "environment", "libraries", "memory")
     assert run.returncode == 1
     assert "| memory | failed: " in run.stdout
     assert "nothing.gguf" in run.stdout
     assert "| environment | failed: " in run.stdout
+    assert "| libraries | not run: no-exact is for cards |" in run.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
@@ -193,6 +196,63 @@ def test_cases_that_failed_are_named() -> None:
 def test_a_run_of_which_all_was_skipped_proves_nothing() -> None:
     with pytest.raises(Failed, match="no case was run"):
         list(parity.findings(list(ET.fromstring('<suite><testcase name="a"><skipped/></testcase></suite>'))))
+
+
+def test_recorded_steps_have_the_bits_of_computed_ones(runner: Runner) -> None:
+    *_, table = graphs.findings(runner, Told(0.5), is_quick=True)
+    assert [row[:5] for row in rows(table)] == [
+        ["1", "1", "1", "16", "equal"],
+        ["3", "3", "3", "33", "equal"],
+        ["21", "60", "60", "100", "equal"],
+    ]
+
+
+class Forgetful:
+    """A recording that gives what its first replay gave, for up to 3 rows."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.first: torch.Tensor | None = None
+
+    def padded(self, rows: int, context: int) -> int | None:
+        return rows if rows <= 3 else None
+
+    def replay(self, inputs: tuple[torch.Tensor, ...], spans: list[Span]) -> torch.Tensor:
+        if self.first is None:
+            self.first = self.recording.replay(inputs, spans).clone().expand(3, -1)
+        return self.first[: len(inputs[0])]
+
+    def extend(self) -> bool:
+        return False
+
+
+def test_a_recording_with_other_bits_fails(runner: Runner) -> None:
+    assert runner.recording is not None
+    runner.recording = Forgetful(runner.recording)
+    found = graphs.findings(runner, Told(0.5), is_quick=True)
+    _, table = next(found), next(found)
+    assert [row[4] for row in rows(table)] == ["equal", "differ", "not recorded"]
+    with pytest.raises(Failed, match="1 of 3 steps"):
+        next(found)
+
+
+def test_without_recordings_there_is_nothing_to_compare(runner: Runner) -> None:
+    runner.recording = None
+    with pytest.raises(NotRun, match="records nothing"):
+        next(graphs.findings(runner, Told(0.5), is_quick=True))
+
+
+def test_libraries_may_round_and_no_more() -> None:
+    def told(logprob: float, token: int = 7) -> libraries.Answers:
+        sample = Sample(token, Logprobs(logprob, [(9, -3.0), (7, logprob)]))
+        results = [StepResult([[sample]] * len(parts)) for _, parts in libraries.STEPS]
+        return libraries.Answers("some", results, [0.5] * len(results))
+
+    _, found = libraries.findings(told(-0.1), told(-0.15, token=9))
+    assert rows(found)[0] == ["prompts", "273", "0.0500", "0 of 2", "500", "500"]
+    for wrong in (-2.0, float("nan")):
+        with pytest.raises(Failed, match="by more than 1"):
+            list(libraries.findings(told(-0.1), told(wrong)))
 
 
 def test_vllm_is_given_the_same_model_or_left_out(tiny_model: Path) -> None:
