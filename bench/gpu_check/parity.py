@@ -16,7 +16,7 @@ from bench.gpu_check.report import table
 from bench.gpu_check.section import ROOT, Failed, Options
 
 OFFLINE = "test_triton_compile.py"  # needs no device, so that the suite has run it
-QUICK = "norms or argmax"
+QUICK = ("tests/kernels/test_triton_parity.py", "-k", "norms or argmax")
 MESSAGE_LETTERS = 160
 
 
@@ -47,9 +47,9 @@ def findings(cases: list[ET.Element]) -> Iterator[str]:
 
 
 def _pytest(options: Options, results: Path) -> subprocess.CompletedProcess[str]:
-    files = [str(file) for file in sorted((ROOT / "tests/kernels").glob("test_triton_*.py")) if file.name != OFFLINE]
-    command = [sys.executable, "-P", "-m", "pytest", *files, "--junit-xml", str(results)]
-    command += ["-k", QUICK] if options.quick else []
+    folder = ROOT / "tests/kernels"
+    files = [str(file) for file in sorted(folder.glob("test_triton_*.py")) if file.name != OFFLINE]
+    command = [sys.executable, "-P", "-m", "pytest", *(QUICK if options.quick else files), "--junit-xml", str(results)]
     environment = os.environ | {"HEADRACE_TEST_DEVICE": options.device}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
