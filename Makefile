@@ -7,7 +7,7 @@ PORT ?= 8000
 TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
 
-.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure bench-simulation gpu-check \
+.PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure bench-scale-out bench-simulation gpu-check \
 	soak deploy-test image image-test requirements sbom clean
 
 serve: $(VENV)/.installed
@@ -42,6 +42,9 @@ bench-accuracy: $(VENV)/.installed-test
 
 bench-recovery: $(VENV)/.installed
 	$(BIN)/python -P -m bench.recovery
+
+bench-scale-out: $(VENV)/.installed-deploy
+	$(BIN)/python -P -m bench.scale_out
 
 bench-structure: $(VENV)/.installed
 	$(BIN)/python -P -m bench.structure

@@ -112,6 +112,16 @@ def tree(pid: int) -> list[int]:
     return [pid, *(below for child in children for below in tree(child))]
 
 
+def processes(pid: int, words: str) -> list[int]:
+    """Those of a process' tree whose command line has these words."""
+    found: list[int] = []
+    for process in tree(pid):
+        with suppress(OSError):
+            if words in Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                found.append(process)
+    return found
+
+
 def memory_mb(pid: int) -> float:
     """What a process and all below it take: each page counted in the share of it that is theirs (PSS)."""
     kilobytes = 0

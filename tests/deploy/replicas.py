@@ -9,7 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from support import RunningServer, running_server, wait_until
 
-from bench.servers import tree
+from bench.servers import processes
 
 OPTIONS = ("--threads", "1", "--kv-memory", "0.5", "--check-invariants")
 
@@ -27,22 +27,12 @@ def wait_for_replicas(server: RunningServer, count: int) -> None:
     wait_until(lambda: server.metric("headrace_replicas") == count, 120.0)
 
 
-def processes(server: RunningServer, words: str) -> list[int]:
-    """Those below the server whose command line has these words."""
-    found = []
-    for pid in tree(server.process.pid):
-        with contextlib.suppress(OSError):
-            if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-                found.append(pid)
-    return found
-
-
 def replica_processes(server: RunningServer) -> list[int]:
-    return processes(server, "ServeReplica:headrace:Engine")
+    return processes(server.process.pid, "ServeReplica:headrace:Engine")
 
 
 def engine_processes(server: RunningServer) -> list[int]:
-    return processes(server, "server.engine.loop")
+    return processes(server.process.pid, "server.engine.loop")
 
 
 def is_there(pid: int) -> bool:

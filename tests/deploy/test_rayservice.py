@@ -12,7 +12,7 @@ from monitoring import DEPLOY, ROOT
 
 from server.config import OptionError
 
-pytestmark = pytest.mark.deploy
+pytestmark = [pytest.mark.deploy, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # of Ray's own modules
 
 KUBERNETES = "1.34"
 
