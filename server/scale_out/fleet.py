@@ -1,7 +1,7 @@
 """The replicas of an application as one process sees them: how they are doing, and who gets which request."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,13 +27,23 @@ class Member:
         return self.report is None or self.report.is_up
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A request that has been ranked and not been sent yet: until then it weighs on the first of the ranking."""
+
+    keys: list[int]
+    ranking: Ranking
+    is_wanted: Callable[[], bool]  # the caller still waits
+
+
 class Fleet:
     """Belongs to the thread that routes; `census` may be asked in any."""
 
     def __init__(self) -> None:
         self._members: Mapping[str, Member] = {}
         self._routing = PrefixRouting()
-        self._on_way: dict[str, tuple[list[int], Ranking]] = {}  # by request
+        self._offers: dict[str, Offer] = {}  # by request
+        self._sent: set[str] = set()  # requests that are with a replica
         self._in_hand: Counter[str] = Counter()  # requests, by replica
         self._routed: Counter[tuple[str, Why]] = Counter()
 
@@ -42,27 +52,37 @@ class Fleet:
         self._members = members
         self._routing.keep(set(members))
 
-    def rank(self, request: str, submit: bytes) -> list[str]:
+    def rank(self, request: str, submit: bytes, is_wanted: Callable[[], bool] = lambda: True) -> list[str]:
         """Those who could take an encoded Submit, the best first; one whose engine is away only if all are."""
         begun = _beginning.decode(submit)
         keys = prefix_keys(begun.prompt, (begun.adapter, begun.salt))
-        welcoming = {name: each for name, each in self._members.items() if each.is_up} or self._members
-        loads = {name: max(each.queued, self._in_hand[name]) for name, each in welcoming.items()}
-        ranking = self._routing.rank(keys, loads)
-        self._on_way[request] = keys, ranking
+        self._offers = {name: each for name, each in self._offers.items() if name != request and each.is_wanted()}
+        ranking = self._routing.rank(keys, self._loads())
+        self._offers[request] = Offer(keys, ranking, is_wanted)
+        self._routing.sent(keys, ranking.replicas[0])  # for those that are ranked before this one is sent
         return ranking.replicas
+
+    def _loads(self) -> dict[str, int]:
+        welcoming = {name: each for name, each in self._members.items() if each.is_up} or self._members
+        offered = Counter(offer.ranking.replicas[0] for offer in self._offers.values())
+        return {name: max(each.queued, self._in_hand[name]) + offered[name] for name, each in welcoming.items()}
 
     def routed(self, request: str, replica: str) -> None:
         """It has been sent to this one. What was not ranked is of no interest."""
-        if request in self._on_way:
-            keys, ranking = self._on_way[request]
-            self._routing.sent(keys, replica)
-            self._in_hand[replica] += 1
-            self._routed[replica, ranking.why if replica == ranking.replicas[0] else "load"] += 1
+        offer = self._offers.pop(request, None)
+        if offer is None:
+            return
+        first = offer.ranking.replicas[0]
+        if replica != first:
+            self._routing.sent(offer.keys, replica)
+        self._sent.add(request)
+        self._in_hand[replica] += 1
+        self._routed[replica, offer.ranking.why if replica == first else "load"] += 1
 
     def completed(self, request: str, replica: str) -> None:
         """In whichever way."""
-        if self._on_way.pop(request, None) is not None:
+        if request in self._sent:
+            self._sent.remove(request)
             self._in_hand[replica] -= 1
 
     def census(self) -> Census:

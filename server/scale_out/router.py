@@ -21,7 +21,8 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         self._look()
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        ranked = fleet_of(self.app_name).rank(pending_request.metadata.internal_request_id, pending_request.args[0])
+        request, future = pending_request.metadata.internal_request_id, pending_request.future
+        ranked = fleet_of(self.app_name).rank(request, pending_request.args[0], lambda: not future.cancelled())
         return [[by_name[name]] for name in ranked if name in by_name]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:

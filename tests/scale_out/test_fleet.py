@@ -50,6 +50,21 @@ def test_requests_in_hand_weigh_until_they_are_completed() -> None:
     assert [send(fleet, f"next {number}", encoded([9] * 5)) for number in range(2)] == ["a", "a"]
 
 
+def test_of_requests_that_come_together_each_weighs_on_the_next() -> None:
+    fleet = fleet_of("a", "b")
+    firsts = [fleet.rank(str(number), encoded([number] * 5))[0] for number in range(6)]
+    assert sorted(firsts) == ["a", "a", "a", "b", "b", "b"]
+    assert fleet.rank("again", encoded(LONG))[0] == fleet.rank("and again", encoded([*LONG, 5]))[0]
+
+
+def test_who_has_given_up_waiting_weighs_no_more() -> None:
+    fleet, waiting = fleet_of("a", "b"), {"1", "2"}
+    (first, _) = fleet.rank("1", encoded([1] * 5), lambda: "1" in waiting)
+    (second, _) = fleet.rank("2", encoded([2] * 5), lambda: "2" in waiting)
+    waiting.remove("2")
+    assert fleet.rank("3", encoded([3] * 5))[0] == second != first
+
+
 def test_what_others_have_sent_weighs_too() -> None:
     fleet = Fleet()
     fleet.see({"a": Member(20, None), "b": Member(1, None)})
@@ -58,10 +73,9 @@ def test_what_others_have_sent_weighs_too() -> None:
 
 def test_who_got_it_instead_of_the_first_had_less_to_do() -> None:
     fleet = fleet_of("a", "b")
-    first, second = fleet.rank("1", encoded(LONG))
+    _, second = fleet.rank("1", encoded(LONG))
     fleet.routed("1", second)
     assert fleet.census().routed == {(second, "load"): 1}
-    assert fleet.rank("2", encoded(LONG)) == [second, first]
 
 
 def test_a_replica_whose_engine_is_away_gets_nothing_while_another_is_up() -> None:
