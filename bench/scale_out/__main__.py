@@ -56,7 +56,7 @@ def main() -> int:
                 results[name]["routed"] = _routed(server)
                 _note(results, LOST, _lose_one(server))
                 _note(results, REPLACED, _replace_all(server))
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+    path.write_bytes(msgspec.json.encode(results))
     print(_table(results))
     return 0
 
@@ -118,11 +118,11 @@ def _note(results: dict[str, Any], name: str, records: list[Record]) -> None:
         "figures": asdict(figures(records)),
         "requests": [
             {
-                "start": record.start - start,
+                "start": round(record.start - start, 4),
                 "prompt_tokens": record.prompt_tokens,
                 "cached_tokens": record.usage.cached if record.usage else None,
                 "output_tokens": record.output_tokens,
-                "chunks": [at - start for at in record.chunks],
+                "chunks": [round(at - start, 4) for at in record.chunks],
                 "failure": record.failure.kind if record.failure else None,
             }
             for record in records
