@@ -36,14 +36,6 @@ ROUNDS = 2
 RATE, SECONDS = 1.0, 70.0  # of each replica's replayed traffic
 
 
-class Predictions(msgspec.Struct, frozen=True):
-    """All that were made of the same step times."""
-
-    by_replicas: list[Prediction]
-    by_rate: list[Prediction]
-    by_crowd: list[Prediction]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -P -m bench.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,8 +63,10 @@ def validation() -> None:
 
 
 def predictions() -> None:
-    made = {one.scenario: one for one in predict_all([*BY_REPLICAS, *BY_RATE, *BY_CROWD], _step_times())}
-    _keep(PREDICTIONS, Predictions(*([made[one] for one in each] for each in (BY_REPLICAS, BY_RATE, BY_CROWD))))
+    made: list[Prediction] = []
+    for prediction in predict_all([*BY_REPLICAS, *BY_RATE, *BY_CROWD], _step_times()):
+        made.append(prediction)
+        _keep(PREDICTIONS, made)
 
 
 PARTS: dict[str, Callable[[], None]] = {"steps": steps, "validate": validation, "predict": predictions}
@@ -80,11 +74,12 @@ PARTS: dict[str, Callable[[], None]] = {"steps": steps, "validate": validation, 
 
 def write_page() -> None:
     """From what is kept."""
-    kept = msgspec.json.decode(PREDICTIONS.read_bytes(), type=Predictions)
+    kept = {one.scenario: one for one in msgspec.json.decode(PREDICTIONS.read_bytes(), type=list[Prediction])}
+    by_replicas, by_rate, by_crowd = ([kept[one] for one in each] for each in (BY_REPLICAS, BY_RATE, BY_CROWD))
     comparisons = msgspec.json.decode(VALIDATION.read_bytes(), type=list[Comparison])
-    page = document(_step_times(), comparisons, kept.by_replicas, kept.by_rate, kept.by_crowd)
+    page = document(_step_times(), comparisons, by_replicas, by_rate, by_crowd)
     HERE.with_suffix(".md").write_text(page, encoding="utf-8")
-    HERE.with_suffix(".svg").write_text(chart(kept.by_replicas, kept.by_rate), encoding="utf-8")
+    HERE.with_suffix(".svg").write_text(chart(by_replicas, by_rate), encoding="utf-8")
 
 
 def _step_times() -> Measured:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from bench.simulation.predict import Prediction
-from bench.simulation.routers import ROUTERS
+from bench.simulation.predict import COMPARED, Prediction
 from server.bench.plot import STYLE, Curve, Panel
 
-NAMES = dict(zip(ROUTERS, "ABC", strict=True))  # as the style calls their colours
-THIRD_STYLE = """
+NAMES = dict(zip(COMPARED, "ADBC", strict=True))  # as the style calls their colours
+MORE_STYLE = """
   .C { stroke: #6e7781; } circle.C { fill: #6e7781; }
+  .D { stroke: #2f9e44; } circle.D { fill: #2f9e44; }
 """
 WIDTH, ROW_HEIGHT, ROWS, LEFTS = 760, 290, 2, (58, 440)
 LEGEND_STEP = 160
@@ -41,7 +41,7 @@ def chart(by_replicas: Sequence[Prediction], by_rate: Sequence[Prediction]) -> s
         body += [f'<g transform="translate(0 {row * ROW_HEIGHT})">', *(part for one in panels for part in one), "</g>"]
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     head = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', "<title>What many replicas would do</title>"]
-    return "\n".join([*head, f"<style>{STYLE}{THIRD_STYLE}</style>", *body, "</svg>\n"])
+    return "\n".join([*head, f"<style>{STYLE}{MORE_STYLE}</style>", *body, "</svg>\n"])
 
 
 def _replica_panels(predictions: Sequence[Prediction]) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Many replicas behind a router, as events in virtual time."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -28,7 +29,7 @@ class Outcome:
     places: list[int]  # of the replica that answered
     steps: int
     preemptions: int
-    busy: float  # share of the time in which a replica computes, the mean of all
+    busy: float  # share of the time until the last arrival in which a replica computes, the mean of all
 
 
 def simulate(replicas: Sequence[Replica], arrivals: Iterable[Arrival], router: Router) -> Outcome:
@@ -38,15 +39,13 @@ def simulate(replicas: Sequence[Replica], arrivals: Iterable[Arrival], router: R
     steps: list[tuple[float, int]] = []  # when one ends, and whose it is
     now = 0.0
 
-    def finish_steps(until: float) -> float:
-        end = 0.0
+    def finish_steps(until: float) -> None:
         while steps and steps[0][0] <= until:
             end, place = heappop(steps)
             for id, record in replicas[place].finish(end):
                 records[id] = record
                 router.through(id)
             begin(place, end)
-        return end
 
     def begin(place: int, at: float) -> None:
         end = replicas[place].begin(at)
@@ -59,11 +58,13 @@ def simulate(replicas: Sequence[Replica], arrivals: Iterable[Arrival], router: R
         replicas[place].submit(arrival)
         if replicas[place].is_idle:
             begin(place, arrival.at)
-    now = finish_steps(float("inf"))
+        now = arrival.at
+    computed_s = sum(replica.busy_s for replica in replicas)
+    finish_steps(math.inf)
     return Outcome(
         [records[id] for id in places],
         [*places.values()],
         sum(replica.steps for replica in replicas),
         sum(replica.scheduler.preemptions for replica in replicas),
-        sum(replica.busy_s for replica in replicas) / (len(replicas) * now) if now else 0.0,
+        computed_s / (len(replicas) * now) if now else 0.0,
     )

@@ -8,6 +8,7 @@ from bench.simulation.step_time import Measured
 from bench.simulation.validation import SCALE, Comparison
 from bench.simulation.validation import TARGET as VALIDATION_TARGET
 from server.bench.measure import Slo
+from server.scale_out.routing import CROWD_TOKENS
 
 COMPARED = {
     "TTFT p50, s": "ttft_p50",
@@ -28,7 +29,9 @@ def document(
     """The page, in Markdown."""
     return f"""# What many replicas would do
 
-Written by `make bench-simulation`. {_assumptions(measured, by_replicas[0].scenario.requests)}
+Written by `make bench-simulation`.
+
+{_assumptions(measured, by_replicas[0].scenario.requests)}
 
 ![Predictions against replicas and load](simulation.svg)
 
@@ -42,10 +45,10 @@ Written by `make bench-simulation`. {_assumptions(measured, by_replicas[0].scena
 
 ## By what a request in hand counts, {by_crowd[0].scenario.replicas} replicas
 
-Affinity weighs a prompt's tokens that a replica lacks against the requests that it has in hand, each of which counts as
-so many tokens (`CROWD_TOKENS`):
+Affinity weighs the tokens of a prompt that a replica lacks against the requests that it has in hand, each of which
+counts as so many tokens: {CROWD_TOKENS} by default (`CROWD_TOKENS`), or the number behind the router's name.
 
-{_predictions(by_crowd, "crowd_tokens")}
+{_predictions(by_crowd, "replicas")}
 
 {_effort([*by_replicas, *by_rate, *by_crowd])}
 
@@ -75,10 +78,11 @@ of `server/scale_out/routing.py`. Only the time of a step comes from a formula, 
   {GROUPS} groups for each replica, and the k-th most popular has a share that goes with 1/k.
 - **Good** is {_target(TARGET)}.
 - **Warm-up**: a replica gets {requests} requests; the first third fills queues and caches and is not counted.
+  So where a queue grows without end, its times are those of the first minutes.
 - **Left out** are drafts, adapters, grammars, ends but by length, faults, and the time of HTTP, texts and routing."""
 
 
-KEYS = {"replicas": "replicas", "rate": "requests/s and replica", "crowd_tokens": "tokens"}
+KEYS = {"replicas": "replicas", "rate": "requests/s and replica"}
 
 
 def _predictions(predictions: Sequence[Prediction], key: str) -> str:
@@ -103,7 +107,7 @@ def _row(one: Prediction, key: str) -> list[str]:
 def _effort(predictions: Sequence[Prediction]) -> str:
     requests, steps = sum(one.requests for one in predictions), sum(one.steps for one in predictions)
     seconds = sum(one.took_s for one in predictions)
-    speed = f"{steps / seconds:,.0f} steps and {requests / seconds:.0f} requests in a second of one core"
+    speed = f"{steps / seconds:,.0f} steps and {requests / seconds:.0f} requests in a second of a process"
     return f"All of it: {requests:,} requests in {steps:,} steps, {speed}."
 
 
@@ -117,7 +121,11 @@ def _steps(measured: Measured) -> str:
         f"{time.pairs * 1e6:.2f} µs for each position that such a token attends to",
     ]
     errors = f"median {quality.median_error:.1%}, p95 {quality.p95_error:.1%}, largest {quality.largest_error:.1%}"
-    return f"""A step takes {", ".join(terms[:-1])} and {terms[-1]}.
+    listed = "\n".join(f"- {term}" for term in terms)
+    return f"""A step takes
+
+{listed}
+
 Fitted to {quality.steps} kinds of steps of 1 to 32 sequences and contexts up to 3,072 tokens: R² {quality.r2:.4f},
 errors of a step: {errors}."""
 
@@ -126,7 +134,7 @@ def _validation(comparisons: Sequence[Comparison]) -> str:
     rows = [["replicas, router", *COMPARED, "good", "from cache"]]
     for one in comparisons:
         rows.append(_compared(f"{one.replicas}, {one.router}: measured", one.measured))
-        rows.append(_compared("simulated", one.simulated))
+        rows.append(_compared("the same, simulated", one.simulated))
         points = [f"{100 * one.errors[name]:+.1f} points" for name in ("good_share", "cached_share")]
         rows.append(["error", *(f"{one.errors[name]:+.1%}" for name in COMPARED.values()), *points])
     requests = " and ".join(f"{count}" for count in sorted({one.requests for one in comparisons}))

@@ -12,14 +12,13 @@ from tqdm import tqdm
 from bench.simulation.cluster import simulate
 from bench.simulation.figures import Figures, counted, figures
 from bench.simulation.replica import Replica
-from bench.simulation.routers import ROUTERS
+from bench.simulation.routers import AFFINITIES, ROUTERS
 from bench.simulation.step_time import Measured
 from bench.simulation.traffic import Traffic, read_lengths
 from server.engine.scheduler import Limits
-from server.scale_out.routing import CROWD_TOKENS
 
-REQUESTS = 30  # of each replica
-ENOUGH_REPLICAS = 16  # fewer are simulated several times
+REQUESTS = 20  # of each replica
+ENOUGH_REPLICAS = 32  # fewer are simulated several times
 GROUPS = 2  # for each replica
 SHARED = 0.37  # of 12,031 conversations' prompt blocks, those that an earlier one began with: Mooncake's trace, 2024
 
@@ -34,7 +33,6 @@ class Scenario:
     requests: int = REQUESTS  # per replica
     runs: int = 1  # with other seeds
     shared: float = SHARED
-    crowd_tokens: int = CROWD_TOKENS  # see `server/scale_out/routing.py`
 
     def traffic(self, measured: Measured, seed: int) -> Traffic:
         return Traffic(
@@ -47,15 +45,14 @@ class Scenario:
         )
 
 
+COMPARED = ("prefix affinity", "prefix affinity, 1024", "least load", "in turn")
 BY_REPLICAS = [
     Scenario(router, replicas, rate=0.15, runs=max(1, ENOUGH_REPLICAS // replicas))
     for replicas in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1000)
-    for router in ROUTERS
+    for router in COMPARED
 ]
-BY_CROWD = [
-    Scenario("prefix affinity", 16, rate=0.15, crowd_tokens=crowd_tokens) for crowd_tokens in (16, 64, 256, 1024, 4096)
-]
-BY_RATE = [Scenario(router, 16, rate) for rate in (0.05, 0.1, 0.15, 0.2, 0.25) for router in ROUTERS]
+BY_RATE = [Scenario(router, 16, rate, runs=2) for rate in (0.05, 0.1, 0.15, 0.2, 0.25) for router in COMPARED]
+BY_CROWD = [Scenario(router, 16, rate=0.15, runs=2) for router in AFFINITIES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Prediction:
 
     scenario: Scenario
     figures: Figures
-    busy: float  # share of the time in which a replica computes
+    busy: float  # share of the time until the last arrival in which a replica computes
     requests: int
     steps: int
     preemptions: int
@@ -82,7 +79,7 @@ def predict(scenario: Scenario, measured: Measured) -> Prediction:
     began = time.perf_counter()
     outcomes = []
     for seed in range(scenario.runs):
-        router = ROUTERS[scenario.router](scenario.replicas, measured.kv_blocks, scenario.crowd_tokens)
+        router = ROUTERS[scenario.router](scenario.replicas, measured.kv_blocks)
         replicas = replicas_of(measured, scenario.replicas)
         outcomes.append(simulate(replicas, scenario.traffic(measured, seed), router))
     return Prediction(
@@ -97,13 +94,13 @@ def predict(scenario: Scenario, measured: Measured) -> Prediction:
 
 
 def predict_all(scenarios: Iterable[Scenario], measured: Measured, workers: int | None = None) -> Iterator[Prediction]:
-    """Each as soon as it is done, the longest begun first."""
-    longest_first = sorted(set(scenarios), key=lambda scenario: -scenario.replicas)
+    """Each as soon as it is done, the shortest begun first."""
+    ordered = sorted(set(scenarios), key=lambda scenario: scenario.replicas * scenario.runs)
     with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), max_tasks_per_child=1) as pool:
-        futures = [pool.submit(predict, scenario, measured) for scenario in longest_first]
-        total = sum(scenario.replicas for scenario in longest_first)
+        futures = [pool.submit(predict, scenario, measured) for scenario in ordered]
+        total = sum(scenario.replicas * scenario.runs for scenario in ordered)
         with tqdm(total=total, unit="replica") as progress:
             for future in as_completed(futures):
                 prediction = future.result()
-                progress.update(prediction.scenario.replicas)
+                progress.update(prediction.scenario.replicas * prediction.scenario.runs)
                 yield prediction

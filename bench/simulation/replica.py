@@ -71,6 +71,7 @@ class Replica:
                 record.chunks.append(now)
             if delta.finish:
                 record.finish = now
+                assert record.usage is not None, "it was told with the request"
                 record.usage = replace(record.usage, cached=delta.cached_tokens)
                 through.append((delta.id, self.records.pop(delta.id)))
         return through

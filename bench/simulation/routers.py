@@ -1,7 +1,9 @@
-"""The routers that are compared: the one that replicas are served with, the same without prefixes, and none."""
+"""The routers that are compared: the one that replicas are served with, variants of it, and what knows nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from bench.simulation.cluster import Router
 from bench.simulation.traffic import Arrival
 from server.scale_out.routing import CROWD_TOKENS, PrefixRouting, prefix_keys
 
@@ -42,18 +44,27 @@ class InTurn:
         pass
 
 
-def prefix_affinity(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> RankingRouter:
-    routing = PrefixRouting(crowd_tokens=crowd_tokens, remembered_blocks=blocks)
-    return RankingRouter(replicas, routing, prefix_keys)
+def _affinity(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> Router:
+    return RankingRouter(replicas, PrefixRouting(crowd_tokens=crowd_tokens, remembered_blocks=blocks), prefix_keys)
 
 
-def least_load(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> RankingRouter:
+def _least_load(replicas: int, blocks: int) -> Router:
     """No prompt has keys."""
-    return RankingRouter(replicas, PrefixRouting(crowd_tokens=crowd_tokens, remembered_blocks=blocks), lambda _: [])
+    return RankingRouter(replicas, PrefixRouting(remembered_blocks=blocks), lambda _: [])
 
 
-def in_turn(replicas: int, blocks: int, crowd_tokens: int = CROWD_TOKENS) -> InTurn:
+def _in_turn(replicas: int, _: int) -> Router:
     return InTurn(replicas)
 
 
-ROUTERS = {"prefix affinity": prefix_affinity, "least load": least_load, "in turn": in_turn}
+AFFINITIES = {
+    f"prefix affinity, {crowd_tokens}": partial(_affinity, crowd_tokens=crowd_tokens)
+    for crowd_tokens in (16, 64, 256, 1024, 4096)
+}
+# By name, made for so many replicas of so many KV blocks.
+ROUTERS: dict[str, Callable[[int, int], Router]] = {
+    "prefix affinity": _affinity,
+    "least load": _least_load,
+    "in turn": _in_turn,
+    **AFFINITIES,
+}

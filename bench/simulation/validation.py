@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
-from bench.simulation.cluster import simulate
+from bench.simulation.cluster import Router, simulate
 from bench.simulation.figures import Figures, counted, figures
 from bench.simulation.predict import GROUPS, SHARED, replicas_of
 from bench.simulation.replay import replay
@@ -53,9 +53,12 @@ def _compare(measured: Measured, replicas: int, router: str, rate: float, second
         groups=GROUPS * replicas,
         shared=SHARED,
     )
-    make = ROUTERS[router]
-    records = replay(replicas, options, traffic, make(replicas, measured.kv_blocks))
-    outcome = simulate(replicas_of(measured, replicas), traffic, make(replicas, measured.kv_blocks))
+
+    def fresh() -> Router:
+        return ROUTERS[router](replicas, measured.kv_blocks)
+
+    records = replay(replicas, options, traffic, fresh())
+    outcome = simulate(replicas_of(measured, replicas), traffic, fresh())
     return Comparison(
         replicas,
         router,

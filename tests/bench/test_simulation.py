@@ -12,7 +12,7 @@ from bench.simulation.chart import chart
 from bench.simulation.cluster import Outcome, Router, simulate
 from bench.simulation.document import document
 from bench.simulation.figures import Figures, counted, figures
-from bench.simulation.predict import Prediction, Scenario, predict, predict_all
+from bench.simulation.predict import COMPARED, Prediction, Scenario, predict, predict_all
 from bench.simulation.replay import ask_all
 from bench.simulation.replica import Replica
 from bench.simulation.routers import ROUTERS, InTurn
@@ -53,7 +53,7 @@ def run(router: str, arrivals: Traffic, replicas: int = 4, blocks: int = BLOCKS)
     return simulate(made, arrivals, ROUTERS[router](replicas, blocks))
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", COMPARED)
 def test_every_request_ends_once_with_all_its_tokens(router: str) -> None:
     arrivals = traffic()
     outcome = run(router, arrivals)
@@ -72,7 +72,7 @@ def test_replicas_are_empty_in_the_end_though_some_lost_their_blocks_in_between(
         assert replica.scheduler.check() is None
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", COMPARED)
 def test_the_same_seed_has_the_same_outcome(router: str) -> None:
     first, again = run(router, traffic(seed=7)), run(router, traffic(seed=7))
     assert (first.records, first.places) == (again.records, again.places)
@@ -122,7 +122,7 @@ def test_affinity_finds_more_in_the_caches_than_least_load_and_that_more_than_no
 
 
 def test_least_load_waits_less_than_taking_turns() -> None:
-    waits = {router: figures([run(router, traffic(600, rate=9.0, seed=3)).records]) for router in ROUTERS}
+    waits = {router: figures([run(router, traffic(600, rate=9.0, seed=3)).records]) for router in COMPARED}
     assert waits["least load"].ttft_p90 < waits["in turn"].ttft_p90
 
 
@@ -229,15 +229,15 @@ def predictions() -> list[Prediction]:
         ttft_p50=1.0, ttft_p90=2.0, ttft_p99=3.0, tpot_p50=0.01, output_tokens_per_s=50.0, good_share=0.8, goodput=0.9,
         cached_share=0.3,
     )  # fmt: skip
-    places = [(router, replicas) for replicas in (1, 2) for router in ROUTERS]
+    places = [(router, replicas) for replicas in (1, 2) for router in COMPARED]
     return [Prediction(Scenario(*place, 0.1), now, 0.5, 80, 9000, 0, 2.0) for place in places]
 
 
 def test_the_plot_is_a_document_with_a_curve_for_each_router_and_figure() -> None:
     tree = ET.fromstring(chart(predictions(), predictions()))
     lines = list(tree.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert len(lines) == 2 * 3 * len(ROUTERS)
-    assert len({line.get("class", "").split()[1] for line in lines}) == len(ROUTERS)
+    assert len(lines) == 2 * 3 * len(COMPARED)
+    assert len({line.get("class", "").split()[1] for line in lines}) == len(COMPARED)
 
 
 def test_the_page_states_the_errors() -> None:
