@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from server.scale_out.routing import Why
 MAX_FRUITLESS = 5  # replicas in a row that have left a sequence where it was
 
 _LOOK_EVERY_S = 0.5
+_RESUME_WINDOW_S = 60.0  # without a replica, new requests are queued for so long, and later refused
 _PAUSE_S = 0.2  # before the second of them, and longer each time
 _STOPPING = "the server stops"
 
@@ -91,6 +93,7 @@ class ClusterEngine:
         self._listener = listener or ClusterListener()
         self._fingerprint = ""
         self._replicas = 1
+        self._up_at = 0.0  # when there was one last
         self._carrying: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, TokenStream] = {}
         self._ids = itertools.count(1)
@@ -143,6 +146,8 @@ class ClusterEngine:
             raise EngineGone("The engine is not running.", retry_after_s=10.0)
         if self.ready is None:
             raise ModelLoading("The model is loading.")
+        if not self.is_up and time.monotonic() - self._up_at > _RESUME_WINDOW_S:
+            raise EngineGone("There is no replica of the engine.", retry_after_s=5.0)
 
     def submit(self, orders: list[Order]) -> list[TokenStream]:
         self.check()
@@ -151,7 +156,9 @@ class ClusterEngine:
         streams = [TokenStream(next(self._ids), self._cancel) for _ in orders]
         for order, stream in zip(orders, streams, strict=True):
             self._streams[stream.id] = stream
-            self._carrying[stream.id] = asyncio.create_task(self._carry(Entry(order, stream, run=stream.id)))
+            carrying = asyncio.create_task(self._carry(Entry(order, stream, run=stream.id)))
+            self._carrying[stream.id] = carrying
+            carrying.add_done_callback(lambda _, id=stream.id: self._carrying.pop(id))  # type: ignore[misc]
         return streams
 
     async def load_adapter(self, name: str, folder: Path) -> Adapter:
@@ -201,11 +208,12 @@ class ClusterEngine:
         description = await self._cluster.start()
         self.card, self._fingerprint = description.card, description.fingerprint
         self._listener.on_card(description.card)
-        self.ready, self.is_up = description.ready, True
+        self.ready, self.is_up, self._up_at = description.ready, True, time.monotonic()
         self._listener.on_ready(description.ready)
         while True:
             census = await self._cluster.census()
             self.is_up = census.replicas > 0
+            self._up_at = time.monotonic() if self.is_up else self._up_at
             self._replicas = max(census.replicas, 1)
             self._listener.on_census(census)
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -218,7 +226,6 @@ class ClusterEngine:
         except HeadraceError as error:
             stream.fail(error)
         finally:
-            del self._carrying[stream.id]
             self._end(stream.id)
 
     async def _try_replicas(self, entry: Entry) -> None:

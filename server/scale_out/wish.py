@@ -1,5 +1,6 @@
 """What --ray asks for, and which options cannot be had with it."""
 
+import os
 from dataclasses import dataclass
 
 from server.config import OptionError, ServeOptions
@@ -28,6 +29,8 @@ def wish_of(options: ServeOptions) -> Wish:
     for name, why in _ONE_ENGINES.items():
         if getattr(options, name) is not None:
             raise OptionError(f"--{name.replace('_', '-')}: cannot be had with --ray: {why}")
+    if options.tensor_parallel > 1 and "WORLD_SIZE" in os.environ:
+        raise OptionError("--ray: a replica starts its ranks itself: not under torchrun")
     least, to, most = (options.ray or "").partition("-")
     wish = Wish(_count(least), _count(most if to else least))
     if wish.least > wish.most:

@@ -121,3 +121,10 @@ def test_it_leaves_nothing_behind(default_model: Path) -> None:
         left = [*replica_processes(server), *engine_processes(server)]
         assert len(left) == 2
     wait_until(lambda: not any(map(is_there, left)), 30.0)
+
+
+async def test_a_queue_brings_another_replica(default_model: Path) -> None:
+    with replicas(default_model, "--max-sequences", "2", count="1-2") as server:
+        async with asyncio.timeout(240):
+            while server.metric("headrace_replicas") < 2:
+                assert all(not answer["errors"] for answer in await ask(server.url, bodies(160)))

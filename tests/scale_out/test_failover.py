@@ -124,6 +124,16 @@ async def test_whoever_leaves_frees_the_replica() -> None:
     await engine.stop()
 
 
+async def test_whoever_leaves_at_once_leaves_nothing_behind() -> None:
+    cluster, seen = ScriptedCluster(), Seen()
+    engine = await engine_on(cluster, seen)
+    (stream,) = engine.submit([order(1)])
+    stream.cancel()
+    await until(lambda: not engine._carrying)
+    assert (engine.live, seen.ends, cluster.attempts) == (0, 1, [])
+    await engine.stop()
+
+
 async def test_the_queue_has_an_end_which_grows_with_the_replicas() -> None:
     cluster = ScriptedCluster()
     cluster.census_now = Census({}, 3, {})
@@ -136,12 +146,15 @@ async def test_the_queue_has_an_end_which_grows_with_the_replicas() -> None:
     await engine.stop()
 
 
-async def test_without_replicas_it_is_not_ready_and_takes_requests_all_the_same() -> None:
+async def test_without_replicas_it_is_not_ready_and_takes_requests_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = ScriptedCluster()
     cluster.census_now = Census({}, 0, {})
     engine = await engine_on(cluster, Seen())
     await until(lambda: not engine.is_up)
     engine.check()
+    monkeypatch.setattr(scale_out, "_RESUME_WINDOW_S", 0.0)
+    with pytest.raises(EngineGone, match="no replica"):
+        engine.submit([order(1)])
     await engine.stop()
 
 

@@ -29,6 +29,12 @@ def test_what_replicas_are_not_told_of_is_refused() -> None:
             wish_of(ServeOptions(ray="2", **fields))
 
 
+def test_replicas_are_nobody_elses_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionError, match="torchrun"):
+        wish_of(ServeOptions(ray="2", tensor_parallel=2))
+
+
 def test_without_ray_one_line_says_how_to_get_it(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ModuleNotFoundError")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
