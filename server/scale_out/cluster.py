@@ -1,11 +1,12 @@
 """A Ray cluster, joined or started, and replicas in it that come and go with this process."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import time
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
 
 import ray
 from ray import serve
@@ -33,15 +34,17 @@ class OwnCluster:
         self._options = options
         self._wish = wish
         self._served: Served | None = None
+        self._working: asyncio.Task[None] | None = None  # in a thread, which nobody can cancel
+        self._is_over = threading.Event()
 
     async def start(self) -> Description:
         try:
-            await asyncio.to_thread(_join)
+            await self._work(_join)
         except _ERRORS as error:
             raise ClusterError(f"--ray: {line(error)}") from None
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray's own handler, before it, prints stacks
         await self.restart()
-        await asyncio.to_thread(_wait_for_a_replica)
+        await self._work(self._wait_for_a_replica)
         assert self._served is not None, "deployed"
         return await self._served.start()
 
@@ -55,12 +58,20 @@ class OwnCluster:
 
     async def restart(self) -> None:
         try:
-            await asyncio.to_thread(self._deploy)
+            await self._work(self._deploy)
         except _ERRORS as error:
             raise ClusterError(f"--ray: {line(error)}") from None
 
     async def stop(self) -> None:
+        self._is_over.set()
+        if self._working is not None:
+            with contextlib.suppress(ClusterError, *_ERRORS):  # whoever waited for it has heard
+                await self._working
         await asyncio.to_thread(_leave)
+
+    async def _work(self, what: Callable[[], None]) -> None:
+        self._working = asyncio.create_task(asyncio.to_thread(what))
+        await asyncio.shield(self._working)
 
     def _deploy(self) -> None:
         has_cards = bool(ray.cluster_resources().get("GPU"))
@@ -68,6 +79,15 @@ class OwnCluster:
         target = serve.RunTarget(application, name=APPLICATION, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         self._served = self._served or Served(handle, APPLICATION)
+
+    def _wait_for_a_replica(self) -> None:
+        """Raises ClusterError where there will be none."""
+        while not self._is_over.wait(_LOOK_EVERY_S):
+            status = serve.status().applications[APPLICATION]
+            if status.status in _HOPELESS:
+                raise ClusterError(f"--ray: no replica can be started: {status.message.strip().splitlines()[-1]}")
+            if status.deployments[deployment.NAME].replica_states.get("RUNNING"):
+                return
 
 
 def _join() -> None:
@@ -83,17 +103,6 @@ def _join() -> None:
             raise
         ray.init("local", namespace=APPLICATION, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(proxy_location="Disabled")
-
-
-def _wait_for_a_replica() -> None:
-    """Raises ClusterError where there will be none."""
-    while True:
-        status = serve.status().applications[APPLICATION]
-        if status.status in _HOPELESS:
-            raise ClusterError(f"--ray: no replica can be started: {status.message.strip().splitlines()[-1]}")
-        if status.deployments[deployment.NAME].replica_states.get("RUNNING"):
-            return
-        time.sleep(_LOOK_EVERY_S)
 
 
 def _leave() -> None:

@@ -79,7 +79,7 @@ class ClusterEngine:
 
     def __init__(
         self, cluster: Cluster, options: EngineOptions, max_queue: int, listener: ClusterListener | None = None
-    ):
+    ) -> None:
         self.card: ModelCard | None = None
         self.ready: Ready | None = None
         self.progress: Progress | None = None
