@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import ray
 from ray import serve
@@ -85,7 +87,7 @@ class OwnCluster:
         while not self._is_over.wait(_LOOK_EVERY_S):
             status = serve.status().applications[APPLICATION]
             if status.status in _HOPELESS:
-                raise ClusterError(f"--ray: no replica can be started: {status.message.strip().splitlines()[-1]}")
+                raise ClusterError(f"--ray: no replica can be started: {_reason(status)}")
             if status.deployments[deployment.NAME].replica_states.get("RUNNING"):
                 return
 
@@ -103,6 +105,13 @@ def _join() -> None:
             raise
         ray.init("local", namespace=APPLICATION, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(proxy_location="Disabled")
+
+
+def _reason(status: Any) -> str:
+    """What a replica itself says, within the pages that Serve makes of it; else what Serve says."""
+    message = str(status.deployments[deployment.NAME].message)
+    said = re.findall(r"EngineGone: (.+)", message)
+    return said[-1] if said else message.strip() or str(status.message)
 
 
 def _leave() -> None:

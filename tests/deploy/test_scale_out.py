@@ -3,14 +3,15 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from asking import Answers, Body, ask, told
-from replicas import engine_processes, is_there, replica_processes, replicas, routed, wait_for_replicas
-from support import RunningServer, running_server, wait_until
+from replicas import OPTIONS, engine_processes, is_there, replica_processes, replicas, routed, wait_for_replicas
+from support import RunningServer, command, running_server, wait_until
 
 pytestmark = pytest.mark.deploy
 
@@ -128,3 +129,12 @@ async def test_a_queue_brings_another_replica(default_model: Path) -> None:
         async with asyncio.timeout(240):
             while server.metric("headrace_replicas") < 2:
                 assert all(not answer["errors"] for answer in await ask(server.url, bodies(160)))
+
+
+def test_a_model_that_no_replica_can_load_is_one_line() -> None:
+    options = ("--ray", "1", *OPTIONS, "--port", "0", "--model", "/nonexistent")
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    done = subprocess.run(command("serve", *options), env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("headrace: --ray: no replica can be started: /nonexistent: no such file")
+    assert done.stderr.count("\n") == 1
