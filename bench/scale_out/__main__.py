@@ -45,7 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -P -m bench.scale_out", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, default=Path("scale_out.json"), help="default: %(default)s")
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).with_name("measured.json"), help="default: %(default)s"
+    )
     path = parser.parse_args().json
     results: dict[str, Any] = {}
     for name, options in tqdm(ARRANGEMENTS.items(), unit="arrangement"):
