@@ -9,7 +9,7 @@ from model.config import Experts, ModelConfig
 from model.kernels import Kernels
 from model.layers import Mlp
 from model.linear import Adapted, Linear
-from model.weights import Weights
+from model.weights import Weights, WeightsError
 
 # Shapes: T rows of the step, E experts of a row, R pairs of the two, D model width
 
@@ -20,12 +20,16 @@ class Projections:
     def __init__(self, projections: list[Linear], kernels: Kernels) -> None:
         self.kernels = kernels
         self.stacks = [kernels.stack(parts) for parts in zip(*(each.weights for each in projections), strict=True)]
+        self.roundings = projections[0].roundings
+        if any(each.roundings != self.roundings for each in projections):
+            raise WeightsError(f"{projections[0].name}: input_scale differs from expert to expert")
         biases = [each.bias for each in projections if each.bias is not None]
         assert len(biases) in (0, len(projections)), "some experts have biases"
         self.biases = torch.stack(biases) if biases else None
 
     def __call__(self, x_RD: Tensor, chosen_R: Tensor) -> Tensor:
-        parts = [self.kernels.linear_of_each(x_RD, chosen_R, stack) for stack in self.stacks]
+        products = zip(self.stacks, self.roundings, strict=True)
+        parts = [self.kernels.linear_of_each(by(x_RD) if by else x_RD, chosen_R, stack) for stack, by in products]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return y if self.biases is None else y + self.biases[chosen_R]
 

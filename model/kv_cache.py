@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.kernels.reference import LayerCache
+from model.kernels.reference import LayerCache, is_scaled
 
 BLOCK_SIZE = 16  # positions
 
 
 def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """What one block of positions takes over all layers."""
-    scale_bytes = 0 if dtype.is_floating_point else torch.float32.itemsize
+    scale_bytes = torch.float32.itemsize if is_scaled(dtype) else 0
     per_position = 2 * config.num_kv_heads * (config.head_dim * dtype.itemsize + scale_bytes)
     return config.num_layers * BLOCK_SIZE * per_position
 
@@ -47,7 +47,7 @@ class KVCache:
             LayerCache(
                 keys(),
                 torch.empty(rows, dtype=dtype, device=device),
-                None if dtype.is_floating_point else torch.empty(scales, device=device),
+                torch.empty(scales, device=device) if is_scaled(dtype) else None,
             )
             for _ in range(config.num_layers)
         ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.kernels import Kernels
 from model.kernels.reference import Prepared
 from model.quantization import PackedMatrix
+from model.quantization.rounding import Rounding
 from model.weights import Matrix, Weights
 
 
@@ -38,7 +39,9 @@ class Linear:
         self.parts = {weights.prefix + name: rows for name, rows in parts.items()}
         self.in_features = in_features
         matrices = [weights.matrix(f"{name}.weight", (rows, in_features)) for name, rows in parts.items()]
-        self.weights = [kernels.prepare(matrix) for matrix in _merge(matrices)]
+        merged = _merge(matrices)
+        self.weights = [kernels.prepare(matrix) for matrix in merged]
+        self.roundings = [matrix.rounding if isinstance(matrix, PackedMatrix) else None for matrix in merged]
         self.bias = self._stack_biases(weights, parts)
 
     def _stack_biases(self, weights: Weights, parts: dict[str, int]) -> Tensor | None:
@@ -59,9 +62,15 @@ class Linear:
 
     def _product(self, x_TD: Tensor) -> Tensor:
         if len(self.weights) == 1:
-            return self.kernels.linear(x_TD, self.weights[0], self.bias)
-        y = torch.cat([self.kernels.linear(x_TD, weight) for weight in self.weights], dim=-1)
+            return self._times(x_TD, self.weights[0], self.roundings[0], self.bias)
+        products = zip(self.weights, self.roundings, strict=True)
+        y = torch.cat([self._times(x_TD, weight, rounding) for weight, rounding in products], dim=-1)
         return y if self.bias is None else y + self.bias
+
+    def _times(self, x_TD: Tensor, weight: Prepared, rounding: Rounding | None, bias: Tensor | None = None) -> Tensor:
+        if rounding is None:
+            return self.kernels.linear(x_TD, weight, bias)
+        return self.kernels.linear_of_rounded(x_TD, rounding, weight, bias)
 
 
 def _merge(matrices: list[Matrix]) -> list[Matrix]:

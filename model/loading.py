@@ -25,7 +25,7 @@ from model.weights import Weights
 
 _DTYPES = {
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
-    **{"int16": torch.int16, "int8": torch.int8},
+    **{"int16": torch.int16, "int8": torch.int8, "float8": torch.float8_e4m3fn},
 }
 
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in total or 0
@@ -41,7 +41,7 @@ class Request:
     activations: Literal["int16", "int8"]
     exact: bool = True
     graphs: bool = True
-    kv_dtype: Literal["auto", "float32", "float16", "int16", "int8"]
+    kv_dtype: Literal["auto", "float32", "float16", "int16", "int8", "float8"]
     context_length: int | None
     kv_memory: float | None  # GiB
     max_sequences: int

@@ -31,7 +31,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="how products with quantised weights hold activations; int8 is faster and costs accuracy"),
     ] = "int16"
     kv_dtype: Annotated[
-        Literal["auto", "float32", "float16", "int16", "int8"],
+        Literal["auto", "float32", "float16", "int16", "int8", "float8"],
         Meta(description="what the KV cache holds; auto means int16 for the C++ kernels, else what is computed in"),
     ] = "auto"
     exact: Annotated[

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.quantization.float8 import Float8Layout, Float8Matrix
 from model.quantization.gptq import GptqLayout, GptqMatrix
 
 Parts = dict[str, Tensor]  # by their names behind the module's
@@ -98,5 +99,73 @@ def gptq(
     return quantize
 
 
+def awq(group: int = 32) -> Quantizer:
+    """Of eight rows a word has, from its lowest bits on, these: AutoAWQ's `order_map`."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def quantize(weight: Tensor) -> tuple[Parts, Tensor]:
+        columns = weight.shape[1]
+        groups = np.arange(columns) // (columns if group == -1 else group)
+        codes, zeros, scales, meant = affine(weight, 4, groups)
+        parts = {"qweight": words(codes, 4, order).T, "qzeros": words(zeros, 4, order).T}
+        return {**parts, "scales": torch.from_numpy(scales.T.copy())}, meant
+
+    return quantize
+
+
+def integers(
+    bits: int = 8,
+    group: int | None = None,
+    is_symmetric: bool = True,
+    is_in_words: bool = False,
+    input_scale: float | None = None,
+) -> Quantizer:
+    """As compressed-tensors has them: signed bytes, or words of the same and half of the range."""
+
+    def quantize(weight: Tensor) -> tuple[Parts, Tensor]:
+        columns, half = weight.shape[1], 2 ** (bits - 1)
+        codes, zeros, scales, meant = affine(weight, bits, np.arange(columns) // (group or columns), is_symmetric)
+        parts = {"weight_scale": torch.from_numpy(scales)}
+        if is_in_words:
+            parts |= {"weight_packed": words(codes.T, bits).T, "weight_shape": torch.tensor(weight.shape)}
+        else:
+            parts["weight"] = torch.from_numpy((codes - half).astype(np.int8))
+        if not is_symmetric:
+            signed = torch.from_numpy((zeros - half).astype(np.int8))
+            parts["weight_zero_point"] = words(zeros, bits) if is_in_words else signed
+        return parts | input_scales(weight, input_scale), meant
+
+    return quantize
+
+
+def floats(block: tuple[int, int] | None, name: str = "weight_scale", input_scale: float | None = None) -> Quantizer:
+    """A scale for so many rows and columns, those at the ends fewer; for the matrix without."""
+
+    def quantize(weight: Tensor) -> tuple[Parts, Tensor]:
+        rows, columns = weight.shape
+        height, width = block or (rows, columns)
+        stored, meant = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(weight.shape)
+        scales = torch.empty(-(-rows // height), -(-columns // width))
+        for down in range(len(scales)):
+            for right in range(scales.shape[1]):
+                own = slice(down * height, (down + 1) * height), slice(right * width, (right + 1) * width)
+                scales[down, right] = weight[own].abs().max() / 448
+                stored[own] = (weight[own] / scales[down, right]).to(torch.float8_e4m3fn)
+                meant[own] = stored[own].float() * scales[down, right]
+        parts = {"weight": stored, name: scales if block else scales.view(1)}
+        return parts | input_scales(weight, input_scale), meant
+
+    return quantize
+
+
+def input_scales(weight: Tensor, scale: float | None) -> Parts:
+    """Another one for queries than for keys and values."""
+    return {} if scale is None else {"input_scale": torch.tensor([scale * (1 + len(weight) / 1000)])}
+
+
 def gptq_matrix(bits: int, group: int, weight: Tensor) -> GptqMatrix:
     return GptqMatrix.build(GptqLayout(bits, group, 1, False), gptq(bits, group)(weight)[0])
+
+
+def float8_matrix(block: tuple[int, int] | None, weight: Tensor) -> Float8Matrix:
+    return Float8Matrix.build(Float8Layout("weight_scale", block, False, None), floats(block)(weight)[0])

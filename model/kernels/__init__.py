@@ -39,8 +39,9 @@ def _gpu(device: torch.device, dtype: torch.dtype, exact: bool) -> Kernels | Non
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     # Not for machines without a card: they need no Triton.
-    from model.kernels.triton import LibraryKernels, TritonKernels, activate_flash
+    from model.kernels.triton import LibraryKernels, TritonKernels, activate_flash, has_float8
 
     if exact:
         return TritonKernels(device, dtype)
-    return LibraryKernels(device, dtype, activate_flash(torch.cuda.get_device_capability(device)))
+    capability = torch.cuda.get_device_capability(device)
+    return LibraryKernels(device, dtype, activate_flash(capability), has_float8(capability))

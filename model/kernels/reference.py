@@ -18,6 +18,7 @@ from torch import Tensor
 from model.kernels.drawing import Draw, Draws, draw
 from model.kernels.streams import streams_of
 from model.quantization import PackedMatrix
+from model.quantization.rounding import Rounding
 
 SMALLEST_MAGNITUDE = 1e-30  # whose inverse is a number still; a vector without a larger one is quantised to zeros
 
@@ -45,12 +46,13 @@ class LayerCache:
 
     Where the kernels want keys in rows, those lie in memory as the values do.
 
-    In integers, every key and value has a scale of its own, under which its largest magnitude is the type's limit.
+    In 8 bits and in integers, every key and value has a scale of its own, under which its largest magnitude is the
+    type's limit.
     """
 
     keys: Tensor
     values: Tensor
-    scales: Tensor | None = None  # of integer keys and values: fp32 [2, N, G, B]
+    scales: Tensor | None = None  # where `is_scaled` of the type: fp32 [2, N, G, B]
 
     @property
     def block_size(self) -> int:
@@ -132,6 +134,12 @@ class Kernels:
         """x W^T + b with a prepared W [out, D] -> [T, out]."""
         assert isinstance(weight, Tensor)
         return F.linear(x_TD, weight, bias)
+
+    def linear_of_rounded(
+        self, x_TD: Tensor, rounding: Rounding, weight: Prepared, bias: Tensor | None = None
+    ) -> Tensor:
+        """The same of x as a checkpoint's model rounds it."""
+        return self.linear(rounding(x_TD), weight, bias)
 
     def stack(self, weights: Sequence[Prepared]) -> Prepared:
         """Prepared matrices of one shape [out, D] as `linear_of_each` takes them."""
@@ -279,9 +287,20 @@ class Kernels:
         return int(torch.argmax(logits_V)) if how.temperature == 0.0 else draw(logits_V, how)
 
 
+def is_scaled(dtype: torch.dtype) -> bool:
+    """Whether a cache of this type holds numbers under scales."""
+    return not dtype.is_floating_point or dtype.itemsize == 1
+
+
+def limit_of(dtype: torch.dtype) -> float:
+    """The largest number of a type."""
+    return torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
 def _quantize(x_TGd: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Numbers for the integers of `dtype`, and the scale [T, G] of each vector."""
-    limit = torch.iinfo(dtype).max
+    """Numbers for those of `dtype`, and the scale [T, G] of each vector."""
+    limit = limit_of(dtype)
     largest_TG = x_TGd.float().abs().amax(-1)
     inverse_TG = torch.where(largest_TG > SMALLEST_MAGNITUDE, limit / largest_TG, 0.0)
-    return torch.round(x_TGd.float() * inverse_TG[..., None]), largest_TG / limit
+    numbers_TGd = x_TGd.float() * inverse_TG[..., None]
+    return numbers_TGd if dtype.is_floating_point else torch.round(numbers_TGd), largest_TG / limit

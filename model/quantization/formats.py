@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum, unique
 
+WORD_BITS = 32
+
 
 @unique
 class Format(Enum):
@@ -35,9 +37,9 @@ class Format(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """What safetensors hold beside GGML's formats: I4/128 are integers of 4 bits, 128 columns under a scale, F8 floats.
+    """Numbers under scales, as safetensors have them: I4/128 is 4-bit integers, a scale for 128 columns; F8 is floats.
 
-    Columns of one group that lie anywhere are cut where a word of the file ends, such as I4/8.
+    A group of 0 is all columns. Groups of columns that lie anywhere are said to have as many as a word holds: I4/8.
     """
 
     letter: str
@@ -58,4 +60,4 @@ def columns_together(name: str) -> int:
     if name in Format.__members__:
         return Format[name].block_size
     scaled = Scaled.parse(name)
-    return scaled.group if scaled else 1
+    return scaled.group or WORD_BITS // scaled.bits if scaled else 1

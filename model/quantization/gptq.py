@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.quantization.formats import Scaled
-from model.quantization.integers import WORD_BITS, IntegerMatrix, Integers, check_cut, fields
+from model.quantization.formats import WORD_BITS, Scaled
+from model.quantization.integers import IntegerMatrix, Integers, check_cut, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,8 @@ class GptqMatrix(IntegerMatrix):
 
     @property
     def scaled(self) -> Scaled:
-        columns = self.shape[1]
-        group = self.layout.per_word if self.layout.is_ordered_by_activation else self.layout.group or columns
-        return Scaled("I", self.layout.bits, group)
+        group = self.layout.per_word if self.layout.is_ordered_by_activation else self.layout.group
+        return Scaled("I", self.layout.bits, group or 0)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -100,10 +99,11 @@ class GptqMatrix(IntegerMatrix):
             zeros = self.zeros.narrow(1, start // per_word, length // per_word)
             return GptqMatrix(self.layout, words, zeros, scales, self.groups)
         group = self.scaled.group
-        check_cut(dim, start, length, group)
+        check_cut(dim, start, length, group or per_word)
         words = self.words.narrow(0, start // per_word, length // per_word)
-        if self.groups is not None:
-            return GptqMatrix(self.layout, words, self.zeros, self.scales, self.groups.narrow(0, start, length))
+        if not group or self.groups is not None:
+            groups = None if self.groups is None else self.groups.narrow(0, start, length)
+            return GptqMatrix(self.layout, words, self.zeros, self.scales, groups)
         zeros, scales = (part.narrow(0, start // group, length // group) for part in (self.zeros, self.scales))
         return GptqMatrix(self.layout, words, zeros, scales, None)
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.quantization.formats import Scaled
+from model.quantization.formats import WORD_BITS, Scaled
 from model.quantization.matrix import PackedMatrix
-
-WORD_BITS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +32,7 @@ class Integers:
         return replace(self, codes=(self.codes ^ 128).view(torch.int8), zeros=self.zeros - 128)
 
     def expand(self) -> Tensor:
-        weights = self.codes.float()  # what follows is done in place: a large matrix is a gigabyte
+        weights = self.codes.contiguous().float()  # what follows is done in place: a large matrix is a gigabyte
         if self.groups is not None:
             index = self.groups.long()
             zeros = 0.0 if self.zeros is None else self.zeros[:, index]

@@ -6,6 +6,8 @@ from typing import Self
 
 from torch import Tensor
 
+from model.quantization.rounding import Rounding
+
 
 class PackedMatrix(ABC):
     """A matrix [rows, columns] whose bytes stay as the file has them, mapped into memory until kernels take them."""
@@ -31,6 +33,11 @@ class PackedMatrix(ABC):
     @abstractmethod
     def kind(self) -> Hashable:
         """What matrices of one class have in common if their rows can be stacked."""
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """What its input is rounded to before the product; None where it is taken as it comes."""
+        return None
 
     @property
     def nbytes(self) -> int:

@@ -32,12 +32,18 @@ def attending(shared: int, head_dim: int = 128, has_scales: bool = False) -> tup
 
 
 PACKING = {bits: {"BITS": bits, "GROUP": 32, "HAS_MINIMA": bits == 4} for bits in (0, 4, 8)}
+WIDE = {"scales_ptr": "*fp32", "minima_ptr": "*fp32"}
+FLOAT8 = {**dict.fromkeys(["w_ptr", "keys_ptr", "values_ptr"], "*u8"), "scales_ptr": "*fp32"}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
     *((rows.rms_norm, {"IS_SUM": is_sum, "BLOCK": 4096}) for is_sum in (False, True)),
     (rows.layer_norm, {"BLOCK": 4096, "HAS_BIAS": True}),
     *(
         (rows.rotate_and_store, {**STORED, "BLOCK": 128, "IS_ROTATED": True, "HAS_SCALES": has, "HEAD_DIM": 128})
         for has in (False, True)
+    ),
+    (
+        rows.rotate_and_store,
+        {**STORED, "BLOCK": 128, "IS_ROTATED": True, "HAS_SCALES": True, "HEAD_DIM": 128, "types": FLOAT8},
     ),
     *((rows.activate, {"ACTIVATION": name, "BLOCK": NUMBERS}) for name in ("relu", "gelu", "gelu_tanh", "silu")),
     (rows.gate, {"ACTIVATION": "silu", "BLOCK": NUMBERS}),
@@ -46,11 +52,13 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     *((matmul.product, {**PACKING[0], "HAS_BIAS": True, **TILES, **form}) for form in (matmul.FEW, matmul.MANY)),
     (matmul.product, {**PACKING[0], "HAS_BIAS": False, **TILES, **matmul.MANY, "numbers": "*fp32"}),
     *((matmul.product, {**PACKING[bits], "HAS_BIAS": False, **TILES, **matmul.FEW}) for bits in (4, 8)),
-    (matmul.product, {**PACKING[4], "GROUP": 128, "HAS_BIAS": False, **TILES, **matmul.FEW, "scales": "*fp32"}),
+    (matmul.product, {**PACKING[4], "GROUP": 128, "HAS_BIAS": False, **TILES, **matmul.FEW, "types": WIDE}),
+    (matmul.product, {**PACKING[8], "GROUP": 128, "HAS_BIAS": False, **TILES, **matmul.FEW, "types": FLOAT8}),
     *((matmul.product_of_each, {**PACKING[bits], "MATRICES": 8, **TILES, **matmul.FEW}) for bits in (0, 4)),
     *((matmul.embed, {**PACKING[bits], "COLUMNS": NUMBERS}) for bits in (4, 8)),
     *(attending(shared) for shared in (1, 4, 8)),
     attending(4, has_scales=True),
+    (attention.attend, {**attending(4, has_scales=True)[1], "types": FLOAT8}),
     attending(2, head_dim=256),
     (attention.combine, {"HEAD_DIM": 128, "BLOCK_DIM": 128, "SPLIT": attention.SPLIT}),
 ]
@@ -59,6 +67,7 @@ POINTERS = {
     **dict.fromkeys(["slots_ptr", "ids_ptr", "best_ptr", "tables_ptr", "tiles_ptr", "positions_ptr"], "*i64"),
     **dict.fromkeys(["top_k_ptr", "seed_ptr", "position_ptr", "order_ptr", "counts_ptr"], "*i64"),
     **dict.fromkeys(["temperature_ptr", "top_p_ptr", "min_p_ptr"], "*fp64"),
+    **dict.fromkeys(["scales_ptr", "minima_ptr"], "*fp16"),
     "allowed_ptr": "*i1",
 }
 INTEGERS = {"keys_ptr": "*i8", "values_ptr": "*i8", "scales_ptr": "*fp32"}  # of a cache
@@ -76,19 +85,19 @@ SIZES = ("width", "columns", "out")
 FLOATS = ("eps", "scale", "softcap", "limit")
 
 
-def signature(kernel: Any, constants: dict[str, Any], numbers: str, scales: str) -> dict[str, str]:
+def signature(kernel: Any, constants: dict[str, Any], numbers: str, special: dict[str, str]) -> dict[str, str]:
     types = {}
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"
+        elif name in special:
+            types[name] = special[name]
         elif name == "w_ptr":
             types[name] = {0: numbers, 4: "*u8", 8: "*i8"}[constants["BITS"]]
         elif constants.get("HAS_SCALES") and name in INTEGERS:
             types[name] = INTEGERS[name]
         elif (name == "x_ptr" and kernel in LOGITS) or (kernel, name) == (rows.layer_norm, "bias_ptr"):
             types[name] = "*fp32"
-        elif name in ("scales_ptr", "minima_ptr"):
-            types[name] = scales
         elif name.endswith("_ptr"):
             types[name] = POINTERS.get(name, numbers)
         else:
@@ -108,12 +117,12 @@ def compiled(capability: int, names: list[str]) -> Iterator[dict[str, Any]]:
     for kernel, given in (case for case in KERNELS if not names or case[0].__name__ in names):
         options = {name: value for name, value in given.items() if name.startswith("num_")}
         numbers = given.get("numbers", "*bf16")  # what the model computes in
-        scales = given.get("scales", "*fp16")  # of weights
-        constants = {name: value for name, value in given.items() if name not in (*options, "numbers", "scales")}
+        special = given.get("types", {})  # of pointers, where they are not as `signature` has them
+        constants = {name: value for name, value in given.items() if name not in (*options, "numbers", "types")}
         name = f"{kernel.__name__} {numbers} " + " ".join(str(value) for value in constants.values())
         absent = [pointer for constant in ABSENT if not constants.get(constant, True) for pointer in ABSENT[constant]]
         constants |= dict.fromkeys(pointer for pointer in absent if pointer in kernel.arg_names)
-        types, aligned = signature(kernel, constants, numbers, scales), alignment(kernel, constants)
+        types, aligned = signature(kernel, constants, numbers, special), alignment(kernel, constants)
         source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
         result = triton.compile(source, target=target, options=options)
         products = sorted(set(re.findall(r"mma\S*\.(m\d+n\d+k\d+\S*)", result.asm["ptx"])))

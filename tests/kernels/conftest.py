@@ -18,9 +18,11 @@ from model.quantization import PackedTensor
 from model.quantization.formats import Format
 
 DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-INTEGERS: dict[str, Callable[[Tensor], Weight]] = {
+SCALED: dict[str, Callable[[Tensor], Weight]] = {
     f"I{bits}/{group}": partial(quantizers.gptq_matrix, bits, group) for bits, group in ((4, 32), (4, 96), (8, 32))
 }
+SCALED["F8/32"] = lambda weight: quantizers.float8_matrix((16, 32), weight)
+SCALED["F8/0"] = lambda weight: quantizers.float8_matrix(None, weight)
 LEVELS = ("portable", "avx2", "avx512", "neon")
 MakeWeight = Callable[[str, int, int], Weight]
 
@@ -70,8 +72,8 @@ def make_weight() -> MakeWeight:
 
 
 def random_weight(name: str, rows: int, columns: int) -> Weight:
-    if name in INTEGERS:
-        return INTEGERS[name](torch.randn(rows, columns) * 0.05)
+    if name in SCALED:
+        return SCALED[name](torch.randn(rows, columns) * 0.05)
     if name in DENSE:
         return (torch.randn(rows, columns) * 0.05).to(DENSE[name])
     form = Format[name]

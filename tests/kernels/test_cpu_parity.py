@@ -14,7 +14,7 @@ from torch import Tensor
 from model.kernels import Kernels
 from model.kernels.cpu import CpuKernels, load
 from model.kernels.cpu.packing import Panels, pack
-from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
+from model.kernels.reference import AttentionShape, LayerCache, Span, Weight, is_scaled
 
 Check = Callable[[CpuKernels, Kernels], None]
 MakeWeight = Callable[[str, int, int], Weight]
@@ -175,11 +175,10 @@ def test_argmax(kernels: CpuKernels, reference: Kernels, columns: int) -> None:
 
 def empty_cache(num_blocks: int, groups: int, head_dim: int, dtype: torch.dtype, size: int = 16) -> LayerCache:
     """Every number that is read without having been written shows."""
-    is_scaled = not dtype.is_floating_point
-    nothing = 99 if is_scaled else float("nan")
-    keys = torch.full((num_blocks, groups, head_dim, size), nothing, dtype=dtype)
-    values = torch.full((num_blocks, groups, size, head_dim), nothing, dtype=dtype)
-    scales = torch.full((2, num_blocks, groups, size), float("nan")) if is_scaled else None
+    nothing = 99 if is_scaled(dtype) else float("nan")
+    keys = torch.full((num_blocks, groups, head_dim, size), nothing).to(dtype)
+    values = torch.full((num_blocks, groups, size, head_dim), nothing).to(dtype)
+    scales = torch.full((2, num_blocks, groups, size), float("nan")) if is_scaled(dtype) else None
     return LayerCache(keys, values, scales)
 
 
@@ -197,7 +196,7 @@ def filled_cache(
     return cache, tables
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8, torch.float8_e4m3fn])
 def test_store(kernels: CpuKernels, reference: Kernels, dtype: torch.dtype) -> None:
     heads = torch.randn(10, 7, 20)
     heads[3, 4], heads[4, 6] = 0.0, torch.tensor([1e-35, *[0.0] * 19])
@@ -205,8 +204,8 @@ def test_store(kernels: CpuKernels, reference: Kernels, dtype: torch.dtype) -> N
     fast, plain = empty_cache(5, 2, 20, dtype), empty_cache(5, 2, 20, dtype)
     kernels.store(heads[:, 3:5], heads[:, 5:], fast, slots)
     reference.store(heads[:, 3:5], heads[:, 5:], plain, slots)
-    assert torch.equal(fast.keys.nan_to_num(99), plain.keys.nan_to_num(99))
-    assert torch.equal(fast.values.nan_to_num(99), plain.values.nan_to_num(99))
+    assert torch.equal(fast.keys.float().nan_to_num(99), plain.keys.float().nan_to_num(99))
+    assert torch.equal(fast.values.float().nan_to_num(99), plain.values.float().nan_to_num(99))
     if fast.scales is not None and plain.scales is not None:
         assert torch.equal(fast.scales.nan_to_num(99), plain.scales.nan_to_num(99))
 
@@ -225,7 +224,7 @@ def test_a_cache_of_integers_errs_by_half_a_step(kernels: CpuKernels, dtype: tor
         assert 0 < error.max() <= 0.51 * scales[blocks].nan_to_num().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int8, torch.float8_e4m3fn])
 def test_a_bad_value_shows_through_a_cache_of_integers(kernels: CpuKernels, dtype: torch.dtype) -> None:
     cache, (blocks,) = filled_cache(kernels, [20], 1, 64, dtype)
     k_TGd, v_TGd = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
@@ -242,7 +241,7 @@ SHAPES = [  # query heads, KV heads, head size
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("heads", "groups", "head_dim"), SHAPES)
 def test_attention_over_several_sequences(
     kernels: CpuKernels, reference: Kernels, heads: int, groups: int, head_dim: int, dtype: torch.dtype

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
+import quantizers
 import torch
 import torch.nn.attention.varlen as varlen
 import triton
@@ -13,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.kernels import Kernels, select
 from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
 from model.kernels.triton import LibraryKernels, TritonKernels, activate_flash, libraries
+from model.quantization.float8 import Float8Layout, Float8Matrix
+from model.quantization.rounding import Rounding
 
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="a card would be asked to compute on a CPU")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -97,6 +100,43 @@ def test_products(make_weight: Any, form: str) -> None:
     assert torch.equal(fast.linear(x_TD[:2], prepared, bias), few.linear(x_TD[:2], prepared, bias))
 
 
+def float8_weight(form: str) -> Weight:
+    scale_of = {"rows": (1, 64), "matrix": None, "blocks": (16, 32)}[form]
+    layout = Float8Layout("weight_scale", (16, 32) if form == "blocks" else None, True, None)
+    return Float8Matrix.build(layout, quantizers.floats(scale_of)(torch.randn(48, 64))[0])
+
+
+@pytest.mark.parametrize("form", ["rows", "matrix"])
+@pytest.mark.parametrize("scale", [None, 0.01])
+def test_products_of_floats_of_8_bits(form: str, scale: float | None) -> None:
+    """cuBLAS rounds the result to bf16; torch has the same on a CPU."""
+    fast, plain = LibraryKernels(CPU, torch.float32, None, has_float8=True), Kernels(CPU, torch.float32)
+    weight, rounding = float8_weight(form), Rounding(torch.float8_e4m3fn, scale=scale)
+    x_TD, bias = torch.randn(5, 64), torch.randn(48)
+    actual = fast.linear_of_rounded(x_TD, rounding, fast.prepare(weight), bias)
+    expected = plain.linear_of_rounded(x_TD, rounding, plain.prepare(weight), bias)
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert (actual - expected).abs().max() <= 2**-8 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("form", "rounding"),
+    [
+        ("blocks", Rounding(torch.float8_e4m3fn)),
+        ("rows", Rounding(torch.float8_e4m3fn, group=32)),
+        ("rows", Rounding(torch.int8)),
+    ],
+)
+def test_what_cublas_does_not_multiply_is_left_to_triton(
+    form: str, rounding: Rounding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch, "_scaled_mm")
+    fast, ours = LibraryKernels(CPU, torch.float32, None, has_float8=True), TritonKernels(CPU, torch.float32)
+    x_TD, weight = torch.randn(2, 64), float8_weight(form)
+    actual = fast.linear_of_rounded(x_TD, rounding, fast.prepare(weight))
+    assert torch.equal(actual, ours.linear_of_rounded(x_TD, rounding, ours.prepare(weight)))
+
+
 def test_flash_attention_is_that_of_the_card_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert activate_flash((9, 0)) is None, "it is not installed here"
     activated: list[str] = []
@@ -112,7 +152,7 @@ def test_less_than_exact_is_only_what_was_asked_for(monkeypatch: pytest.MonkeyPa
     exact = select(CUDA, torch.bfloat16)
     assert (type(exact), exact.is_exact) == (TritonKernels, True)
     fast = select(CUDA, torch.bfloat16, exact=False)
-    assert (type(fast), fast.is_exact, fast.name) == (LibraryKernels, False, f"cublas+FA3+{exact.name}")
+    assert (type(fast), fast.is_exact, fast.name) == (LibraryKernels, False, f"cublas+FA3+float8+{exact.name}")
     with pytest.raises(ValueError, match="no-exact needs a CUDA device"):
         select(CPU, torch.float32, exact=False)
 

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kernels import Kernels
-from model.kernels.reference import AttentionShape, LayerCache, Span, Weight
+from model.kernels.reference import AttentionShape, LayerCache, Span, Weight, limit_of
 from model.kernels.triton import TritonKernels
 from model.kernels.triton.attention import SPLIT
 from model.kernels.triton.packing import Packed
 from model.quantization import PackedTensor
+from model.quantization.float8 import Float8Layout, Float8Matrix
 
 TOLERANCE = (
     {torch.float32: 2e-6, torch.float16: 2e-3}  # the interpreter's products do not know bf16
@@ -31,6 +32,7 @@ TOLERANCE = (
     else {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 )
 BLOCK = 16
+STEP = {torch.float8_e4m3fn: 1 / 14}  # between the largest two numbers of a type that is not even
 MakeWeight = Callable[[str, int, int], Weight]
 
 
@@ -96,8 +98,10 @@ def test_each_rows_own_matrix(pair: tuple[TritonKernels, Kernels], make_weight: 
             assert torch.equal(actual[own], fast.linear(x_TD[rows][own], weight))
 
 
-@pytest.mark.parametrize("form", ["I4/32", "I4/96", "I8/32"])
-def test_integers_of_any_group(pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight, form: str) -> None:
+@pytest.mark.parametrize("form", ["I4/32", "I4/96", "I8/32", "F8/32", "F8/0"])
+def test_numbers_under_scales_of_any_group(
+    pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight, form: str
+) -> None:
     """Exactly by the unit vectors, among others of their kind, and from 65 rows on by the way for many."""
     fast, plain = pair
     fast.many_rows = 65
@@ -112,6 +116,16 @@ def test_integers_of_any_group(pair: tuple[TritonKernels, Kernels], make_weight:
     chosen = torch.arange(66) % 3
     each = fast.linear_of_each(x_TD, chosen, fast.stack(prepared))
     assert torch.equal(each[chosen == 0], fast.linear(x_TD[chosen == 0], prepared[0]))
+
+
+def test_floats_of_8_bits_keep_every_value(device: torch.device) -> None:
+    """A matrix that has them all, those that are no number too."""
+    kernels = TritonKernels(device, torch.float32)
+    numbers = torch.arange(256, dtype=torch.uint8, device="cpu").view(torch.float8_e4m3fn).repeat(8, 1)
+    layout = Float8Layout("weight_scale", None, False, None)
+    parts = {"weight": numbers, "weight_scale": torch.ones(1, device="cpu")}
+    embedded = kernels.embed(torch.tensor([3]), kernels.prepare(Float8Matrix.build(layout, parts)))
+    assert torch.equal(embedded.cpu().nan_to_num(99), numbers[:1].float().nan_to_num(99))
 
 
 class WithoutHost(TorchDispatchMode):
@@ -153,7 +167,7 @@ def test_embed(pair: tuple[TritonKernels, Kernels], make_weight: MakeWeight) -> 
 
 def test_prepared_bytes(device: torch.device, make_weight: MakeWeight) -> None:
     kernels = TritonKernels(device, torch.bfloat16)
-    for form in ("Q4_1", "Q8_0", "I4/32", "I4/96", "I8/32"):
+    for form in ("Q4_1", "Q8_0", "I4/32", "I4/96", "I8/32", "F8/32", "F8/0"):
         prepared = kernels.prepare(make_weight(form, 8, 192))
         assert isinstance(prepared, Packed)
         assert prepared.nbytes == kernels.prepared_bytes((8, 192), form)
@@ -198,7 +212,7 @@ def cache(kernels: Kernels, blocks: int, groups: int, head_dim: int, dtype: torc
     keys, values = (random(kernels, blocks, groups, BLOCK, head_dim) for _ in range(2))
     if dtype is None:
         return LayerCache(keys.transpose(2, 3), values)
-    scales, limit = torch.rand(2, blocks, groups, BLOCK) + 0.5, torch.iinfo(dtype).max
+    scales, limit = torch.rand(2, blocks, groups, BLOCK) + 0.5, limit_of(dtype)
     keys, values = ((part.float() * limit / 5).to(dtype) for part in (keys, values))
     return LayerCache(keys.transpose(2, 3), values, scales / limit * 5)
 
@@ -207,7 +221,7 @@ def copy_of(held: LayerCache) -> LayerCache:
     return LayerCache(held.keys.clone(), held.values.clone(), None if held.scales is None else held.scales.clone())
 
 
-@pytest.mark.parametrize("dtype", [None, torch.int8, torch.int16], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.int8, torch.int16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("head_dim", [2, 24, 64])
 def test_rotate_and_store(pair: tuple[TritonKernels, Kernels], head_dim: int, dtype: torch.dtype | None) -> None:
     """Rows that lie apart, keys in rows and in columns; an integer may be off by one where a rotation is rounded."""
@@ -221,10 +235,11 @@ def test_rotate_and_store(pair: tuple[TritonKernels, Kernels], head_dim: int, dt
             ours = replace(ours, keys=ours.keys.contiguous())
         q_THd = fast.rotate_and_store(wide[:, :3], wide[:, 3:6], wide[:, 6:], angles, ours, slots)
         assert_close(q_THd, plain.rotate_and_store(wide[:, :3], wide[:, 3:6], wide[:, 6:], angles, theirs, slots))
-        off_by = 0.0 if dtype is None or angles is None else 1 / torch.iinfo(dtype).max
+        off_by = 0.0 if dtype is None or angles is None else STEP.get(dtype) or 1 / torch.iinfo(dtype).max
         for mine, other in zip(ours.read(slots // BLOCK), theirs.read(slots // BLOCK), strict=True):
             assert (mine - other).abs().max() <= (TOLERANCE[plain.dtype] + off_by) * other.abs().max()
-        assert torch.equal(ours.values[4, :, :15], theirs.values[4, :, :15]), "something else was written to"
+        untouched = [held.values[4, :, :15].float() for held in (ours, theirs)]
+        assert torch.equal(*untouched), "something else was written to"
 
 
 def spans_of(chunks: list[tuple[int, int]], blocks: int) -> list[Span]:
@@ -259,8 +274,8 @@ def test_attention_of_so_many_heads_a_group(device: torch.device, shared: int) -
     assert_close(fast.attention(q_THd, held, spans, shape), plain.attention(q_THd, held, spans, shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16], ids=str)
-def test_attention_over_integers(pair: tuple[TritonKernels, Kernels], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.float8_e4m3fn], ids=str)
+def test_attention_over_numbers_under_scales(pair: tuple[TritonKernels, Kernels], dtype: torch.dtype) -> None:
     fast, plain = pair
     spans, held = spans_of([(0, 1), (17, 3), (31, 20)], 16), cache(plain, 16, 2, 24, dtype)
     q_THd, shape = random(plain, spans[-1].last_row, 4, 24), AttentionShape(0.1, None, None)

@@ -34,7 +34,11 @@ def hidden(config: ModelConfig, kernels: Kernels, kv_dtype: torch.dtype, cuts: l
 
 @pytest.mark.parametrize(
     ("config", "kv_dtype"),
-    [(LLAMA, torch.int16), *((config, torch.float32) for config in (GEMMA, GPT2, PAPER, MIXTRAL))],
+    [
+        (LLAMA, torch.int16),
+        (LLAMA, torch.float8_e4m3fn),
+        *((config, torch.float32) for config in (GEMMA, GPT2, PAPER, MIXTRAL)),
+    ],
     ids=lambda value: getattr(value, "family", str(value)),
 )
 def test_a_prompt_is_read_alike(device: torch.device, config: ModelConfig, kv_dtype: torch.dtype) -> None:

@@ -128,7 +128,7 @@ def test_a_window_forgets_the_blocks_before_it() -> None:
     assert torch.allclose(last, naive(q, k, v, shape)[49:], atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16, torch.int8, torch.float8_e4m3fn])
 def test_a_block_takes_what_the_plan_counts(dtype: torch.dtype) -> None:
     features = config(2)
     cache = KVCache(features, 3, dtype, CPU)  # and one for nobody

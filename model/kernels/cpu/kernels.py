@@ -125,9 +125,12 @@ class CpuKernels(Kernels):
         return y
 
     def store(self, k_TGd: Tensor, v_TGd: Tensor, cache: LayerCache, slots_T: Tensor) -> None:
+        keys, values = cache.keys, cache.values
+        if keys.dtype not in CACHE_TYPES:
+            super().store(k_TGd, v_TGd, cache, slots_T)
+            return
         k_TGd, v_TGd, slots_T = _adjacent(k_TGd), _adjacent(v_TGd), slots_T.contiguous()
         rows, groups, head_dim = k_TGd.shape
-        keys, values = cache.keys, cache.values
         self.operations.store(
             library.store_args(
                 k_TGd.data_ptr(), v_TGd.data_ptr(), keys.data_ptr(), values.data_ptr(), _address(cache.scales),
@@ -140,7 +143,8 @@ class CpuKernels(Kernels):
         rows, heads, head_dim = q_THd.shape
         keys = cache.keys
         _, groups, _, block_size = keys.shape
-        if head_dim % 8 or head_dim > MAX_HEAD_DIM or block_size % POSITIONS_AT_ONCE:
+        is_taken = keys.dtype in CACHE_TYPES and block_size % POSITIONS_AT_ONCE == 0
+        if head_dim % 8 or head_dim > MAX_HEAD_DIM or not is_taken:
             return super().attention(q_THd, cache, _row_by_row(spans), shape)
         q_THd = _adjacent(q_THd)
         out = self._empty(rows, heads, head_dim)

@@ -50,15 +50,15 @@ def panel_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """What `pack` makes of a matrix [..., rows, columns] of this format."""
     *leading, rows, columns = shape
     padded = -(-rows // PANEL_ROWS) * PANEL_ROWS
-    return math.ceil(math.prod(leading) * padded * columns * BITS_PER_WEIGHT[_kind(dtype)] / 8)
+    return math.ceil(math.prod(leading) * padded * columns * BITS_PER_WEIGHT[_kind(dtype, columns)] / 8)
 
 
-def _kind(name: str) -> Kind:
+def _kind(name: str, columns: int) -> Kind:
     """What holds a format's weights exactly: numbers in fp32 where it is dequantised."""
     scaled = Scaled.parse(name)
     if scaled is None:
         return KINDS.get(name, Kind.F32)
-    is_whole = scaled.letter == "I" and scaled.group % BLOCK_COLUMNS == 0
+    is_whole = scaled.letter == "I" and (scaled.group or columns) % BLOCK_COLUMNS == 0
     return {4: Kind.Q4_K, 8: Kind.Q5_K}[scaled.bits] if is_whole else Kind.F32
 
 
@@ -85,7 +85,7 @@ def pack(weight: Weight) -> Panels:
         dense = weight if weight.dtype in _DENSE else weight.float()
         rows, columns = dense.shape
         return Panels(_DENSE[dense.dtype], (rows, columns), _interleave(dense[:, :, None]).contiguous())
-    kind = _kind(weight.name)
+    kind = _kind(weight.name, weight.shape[1])
     if kind is Kind.F32:
         return pack(weight.dequantize())
     rows, columns = weight.shape
@@ -158,7 +158,7 @@ def _split_integers(integers: Integers, columns: int) -> tuple[Tensor, ...]:
     """As Q4_K and Q5_K, whose scales and minima are fp32: (code - zero) * scale is made of such two exactly."""
     if integers.bits == 8:
         integers = integers.signed()
-    quants = integers.codes.view(len(integers.codes), -1, BLOCK_COLUMNS)
+    quants = integers.codes.reshape(len(integers.codes), -1, BLOCK_COLUMNS)
     blocks = columns // BLOCK_COLUMNS // integers.scales.shape[1]  # under one scale
     minima = torch.zeros_like(integers.scales) if integers.zeros is None else -integers.zeros * integers.scales
     step, low = (part.repeat_interleave(blocks, dim=1)[..., None] for part in (integers.scales, minima))

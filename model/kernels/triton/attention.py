@@ -11,6 +11,8 @@ of its bits: they add zeros and multiply by ones. So a row's bits depend on its 
 import triton
 import triton.language as tl
 
+from model.kernels.triton.float8 import from_float8
+
 SPLIT = 1024  # positions; a long context of one sequence alone is so shared by several programs
 TILE = 64  # queries of a program: the same number for a decode and a prefill, so that both use the same instructions
 KEYS = 32  # taken at once; divides SPLIT
@@ -26,8 +28,10 @@ def oldest_seen(position, window):
 
 @triton.jit
 def load_scaled(numbers_ptr, scales_ptr, numbers_at, scales_at, is_number, is_key, HAS_SCALES: tl.constexpr):
-    """Keys or values as the cache means them; integers become fp32."""
-    numbers = tl.load(numbers_ptr + numbers_at, is_number, 0.0)
+    """Keys or values as the cache means them; what has scales becomes fp32."""
+    numbers = tl.load(numbers_ptr + numbers_at, is_number, 0)
+    if numbers_ptr.dtype.element_ty == tl.uint8:
+        numbers = from_float8(numbers)
     if HAS_SCALES:
         numbers = numbers.to(tl.float32) * tl.load(scales_ptr + scales_at, is_key, 0.0)
     return numbers
@@ -73,8 +77,8 @@ def attend(
 ):  # fmt: skip
     """SHARED query heads share a group's keys; PADDED and BLOCK_DIM are powers of two above SHARED and HEAD_DIM.
 
-    A block of the cache has POSITIONS, whose keys lie `key_stride` numbers apart and a key's own `place_stride`; of
-    integers, the scales of values lie `scales_stride` behind those of keys. `window` is 0 where a query sees all
+    A block of the cache has POSITIONS, whose keys lie `key_stride` numbers apart and a key's own `place_stride`; where
+    they have scales, those of values lie `scales_stride` behind those of keys. `window` is 0 where a query sees all
     positions up to its own, `softcap` 0 where scores are not capped. Of each row, head and split, `partial` takes
     HEAD_DIM weighted sums, the largest score and the sum of weights.
     """

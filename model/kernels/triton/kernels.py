@@ -1,6 +1,5 @@
 """The operations of the forward pass in Triton, for GPUs."""
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,6 +19,7 @@ from model.kernels.reference import (
     Recording,
     Span,
     Weight,
+    limit_of,
 )
 from model.kernels.triton import attention, drawing, matmul, rows
 from model.kernels.triton.graphs import Frame, Graphs
@@ -52,7 +52,7 @@ class TritonKernels(Kernels):
         return super().prepare(weight) if packed is None else packed
 
     def prepared_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
-        packed = packed_bytes(math.prod(shape), dtype)
+        packed = packed_bytes(shape, dtype)
         return super().prepared_bytes(shape, dtype) if packed is None else packed
 
     def attention_bytes(self, rows: int, heads: int, head_dim: int, context_length: int) -> int:
@@ -85,7 +85,7 @@ class TritonKernels(Kernels):
 
     def stack(self, weights: Sequence[Prepared]) -> Prepared:
         packed = [weight for weight in weights if isinstance(weight, Packed)]
-        if len(packed) == len(weights) and all(weight.packing == packed[0].packing for weight in packed):
+        if len(packed) == len(weights) and len({weight.form for weight in packed}) == 1:
             return Stack(len(packed), concatenated(packed))
         dense = [self.unpack(weight) if isinstance(weight, Packed) else cast(Tensor, weight) for weight in weights]
         return Stack(len(dense), torch.cat(dense))
@@ -144,9 +144,9 @@ class TritonKernels(Kernels):
         rotated = self._empty(num_rows, num_heads, head_dim) if angles else q_THd
         heads = num_heads if angles else 0
         keys, values, scales = cache.keys, cache.values, cache.scales
-        limit = 0.0 if scales is None else float(torch.iinfo(keys.dtype).max)
+        limit = 0.0 if scales is None else float(limit_of(keys.dtype))
         rows.rotate_and_store[(num_rows, heads + groups)](
-            q_THd, k_TGd, v_TGd, cos, sin, rotated, keys, values, scales, slots_T,
+            q_THd, k_TGd, v_TGd, cos, sin, rotated, codes(keys), codes(values), scales, slots_T,
             q_THd.stride(0), k_TGd.stride(0), v_TGd.stride(0), keys.stride(3), keys.stride(2),
             0 if scales is None else scales.stride(0), heads, groups, limit,
             HEAD_DIM=head_dim, POSITIONS=cache.block_size, BLOCK=triton.next_power_of_2(head_dim),
@@ -167,7 +167,7 @@ class TritonKernels(Kernels):
             (num_rows, heads, splits, head_dim + 2) if splits > 1 else 0, dtype=torch.float32, device=self.device
         )
         attention.attend[(len(layout.tiles), groups, splits)](
-            q_THd, keys, cache.values, scales, layout.tables, layout.tiles, out, partial,
+            q_THd, codes(keys), codes(cache.values), scales, layout.tables, layout.tiles, out, partial,
             q_THd.stride(0), keys.stride(3), keys.stride(2), 0 if scales is None else scales.stride(0),
             groups, splits, shape.scale, shape.softcap or 0.0, window,
             SHARED=heads // groups, PADDED=padded, HEAD_DIM=head_dim, BLOCK_DIM=dim, POSITIONS=cache.block_size,
@@ -232,6 +232,11 @@ class TritonKernels(Kernels):
 def _parts(matrix: Packed | Tensor) -> tuple[tuple[Tensor | None, ...], dict[str, int]]:
     """What a product reads, and what it is compiled for."""
     return (matrix.parts, matrix.packing) if isinstance(matrix, Packed) else ((matrix, None, None), DENSE)
+
+
+def codes(numbers: Tensor) -> Tensor:
+    """Floats of 8 bits as bytes: see `float8.py`."""
+    return numbers.view(torch.uint8) if numbers.dtype == torch.float8_e4m3fn else numbers
 
 
 def adjacent(x_THd: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from model.kernels.reference import AttentionShape, Example, Forward, LayerCache, Prepared, Recording, Span
 from model.kernels.triton.kernels import TritonKernels, adjacent
 from model.kernels.triton.packing import Packed
+from model.quantization.rounding import Rounding
 
 READS_BLOCK_TABLES = {9: "FA3", 10: "FA4"}  # by the card's major capability; torch's own FlashAttention 2 does not
 MAX_HEAD_DIM = {"FA3": 256, "FA4": 128}
@@ -37,10 +38,14 @@ class Sequences:
 class LibraryKernels(TritonKernels):
     """The Triton kernels, but for what a library does faster."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, flash: str | None) -> None:
-        """`flash` is the FlashAttention that is active; None leaves attention as it is."""
+    def __init__(self, device: torch.device, dtype: torch.dtype, flash: str | None, has_float8: bool = False) -> None:
+        """`flash` is the FlashAttention that is active; None leaves attention as it is.
+
+        With `has_float8`, cuBLAS multiplies floats of 8 bits: where both sides are.
+        """
         super().__init__(device, dtype)
-        self.name = "+".join(("cublas", *([flash] if flash else []), self.name))
+        self.name = "+".join(("cublas", *([flash] if flash else []), *(["float8"] if has_float8 else []), self.name))
+        self.has_float8 = has_float8
         self.is_exact = False
         self.flash = flash
         self._sequences: Sequences | None = None  # of the last step
@@ -56,6 +61,18 @@ class LibraryKernels(TritonKernels):
             weight = self.unpack(weight)
         assert isinstance(weight, Tensor)
         return F.linear(x_TD, weight, bias)
+
+    def linear_of_rounded(
+        self, x_TD: Tensor, rounding: Rounding, weight: Prepared, bias: Tensor | None = None
+    ) -> Tensor:
+        if not self.has_float8 or not isinstance(weight, Packed) or not _multiplies(rounding, weight):
+            return super().linear_of_rounded(x_TD, rounding, weight, bias)
+        numbers_TGd, scales_TG1 = rounding.split(x_TD)
+        y = torch._scaled_mm(
+            numbers_TGd.flatten(1), weight.codes.view(torch.float8_e4m3fn).T,
+            scale_a=scales_TG1.flatten(1), scale_b=weight.scales.T, out_dtype=torch.bfloat16,
+        ).to(self.dtype)  # fmt: skip
+        return y if bias is None else y + bias
 
     def attention(self, q_THd: Tensor, cache: LayerCache, spans: list[Span], shape: AttentionShape) -> Tensor:
         if not self._has_flash(q_THd, cache, shape):
@@ -92,6 +109,18 @@ class LibraryKernels(TritonKernels):
             max(span.last_row - span.first_row for span in ordered),
             max(span.stop for span in ordered),
         )
+
+
+def _multiplies(rounding: Rounding, weight: Packed) -> bool:
+    """cuBLAS takes a scale for each row of either side, and sizes that are multiples of 16."""
+    are_floats = rounding.dtype == torch.float8_e4m3fn and weight.codes.dtype == torch.uint8 and weight.bits == 8
+    is_of_rows = rounding.group is None and weight.scales.shape[1] == 1
+    return are_floats and is_of_rows and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
+
+
+def has_float8(capability: tuple[int, int]) -> bool:
+    """Whether cuBLAS multiplies floats of 8 bits on such a card under scales of rows."""
+    return capability >= (9, 0)
 
 
 def activate_flash(capability: tuple[int, int]) -> str | None:

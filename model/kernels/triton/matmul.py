@@ -10,6 +10,8 @@ but how many outputs their instruction has: that it sums for 32 outputs as for m
 import triton
 import triton.language as tl
 
+from model.kernels.triton.float8 import from_float8
+
 TILE_ROWS, TILE_COLUMNS = 64, 64
 FEW, MANY = {"TILE_OUT": 32, "num_warps": 4}, {"TILE_OUT": 128, "num_warps": 8}  # rows: so many outputs of a program
 
@@ -28,6 +30,8 @@ def weights_at(
         weights = tl.reshape(tl.join(pairs & 15, pairs >> 4), (unit.shape[0], COLUMNS))
     else:
         weights = tl.load(w_ptr + unit[:, None] * columns + column, inside, 0)
+        if BITS == 8 and w_ptr.dtype.element_ty == tl.uint8:  # integers have signs
+            weights = from_float8(weights)
     if BITS > 0:
         group = unit[:, None] * (columns // GROUP) + column // GROUP
         scales = tl.load(scales_ptr + group, inside, 0.0).to(tl.float32)

@@ -1,5 +1,6 @@
 """Packed weights as the GPU's products read them: codes, scales and minima apart, each in rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.quantization import Format, PackedMatrix, PackedTensor
+from model.quantization.float8 import Float8Matrix
 from model.quantization.formats import Scaled
 from model.quantization.integers import IntegerMatrix, Integers
 
@@ -21,7 +23,7 @@ class Packed:
 
     shape: tuple[int, int]
     bits: int
-    codes: Tensor  # 4 bits: uint8 [rows, columns / 2], even columns in the low halves; 8 bits: int8 [rows, columns]
+    codes: Tensor  # 4 bits: uint8 [rows, columns / 2], even columns in the low halves; 8: int8, or uint8 of floats
     scales: Tensor  # [rows, groups]
     minima: Tensor | None  # the same, or all zero
 
@@ -39,6 +41,11 @@ class Packed:
         group = self.shape[1] // self.scales.shape[1]
         return {"BITS": self.bits, "GROUP": group, "HAS_MINIMA": self.minima is not None}
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What matrices have in common that can be stacked."""
+        return self.codes.dtype, *self.packing.values()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stack:
@@ -49,7 +56,7 @@ class Stack:
 
 
 def concatenated(matrices: Sequence[Packed]) -> Packed:
-    """Their rows, first to last; all have the same bits, and minima or none."""
+    """Their rows, first to last; all have one form."""
     first = matrices[0]
     shape = sum(matrix.shape[0] for matrix in matrices), first.shape[1]
     minima = [matrix.minima for matrix in matrices if matrix.minima is not None]
@@ -57,23 +64,28 @@ def concatenated(matrices: Sequence[Packed]) -> Packed:
     return Packed(shape, first.bits, codes, scales, torch.cat(minima) if minima else None)
 
 
-def packed_bytes(count: int, name: str) -> int | None:
-    """What `pack` makes of so many weights, None where it makes nothing of the format: that is dequantised."""
-    scaled = Scaled.parse(name)
+def packed_bytes(shape: tuple[int, ...], name: str) -> int | None:
+    """What `pack` makes of a matrix [..., columns], None where it makes nothing of the format: that is dequantised."""
+    count, scaled = math.prod(shape), Scaled.parse(name)
     if scaled is None:
         size = BYTES.get(Format[name]) if name in Format.__members__ else None
         return None if size is None else count // BLOCK_COLUMNS * size
-    if scaled.group % BLOCK_COLUMNS:
+    group = scaled.group or shape[-1]
+    if group % BLOCK_COLUMNS or shape[-1] % group:
         return None
-    return count * scaled.bits // 8 + count // scaled.group * 2 * torch.float32.itemsize
+    per_group = 1 if scaled.letter == "F" else 2  # a scale, and of integers a minimum
+    return count * scaled.bits // 8 + count // group * per_group * torch.float32.itemsize
 
 
 def pack(weight: PackedMatrix, device: torch.device) -> Packed | None:
     """Without loss, where there is a way."""
-    if packed_bytes(1, weight.name) is None:
+    if packed_bytes(weight.shape, weight.name) is None:
         return None
     if isinstance(weight, IntegerMatrix):
         return _pack_integers(weight.shape, weight.integers(), device)
+    if isinstance(weight, Float8Matrix):
+        codes, scales = weight.numbers.view(torch.uint8), weight.scales_of_rows().contiguous()
+        return Packed(weight.shape, 8, codes.to(device).contiguous(), scales.to(device), None)
     assert isinstance(weight, PackedTensor)
     return _pack_blocks(weight, device)
 

@@ -7,6 +7,8 @@ rounded where it is stored. Offsets are 64-bit: a row times its width may pass 2
 import triton
 import triton.language as tl
 
+from model.kernels.triton.float8 import to_float8
+
 
 @triton.jit
 def rms_norm(x_ptr, other_ptr, weight_ptr, sum_ptr, y_ptr, width, eps, IS_SUM: tl.constexpr, BLOCK: tl.constexpr):
@@ -55,14 +57,18 @@ def rotated(x_ptr, cos_ptr, sin_ptr, row, place, HEAD_DIM: tl.constexpr, IS_ROTA
 
 
 @triton.jit
-def quantized(x, limit):
-    """x in integers up to `limit`, still fp32, and what one of them stands for."""
+def quantized(x, limit, IS_FLOAT8: tl.constexpr):
+    """x in integers up to `limit`, still fp32, or in bytes of floats; and what one of them stands for."""
     x = x.to(tl.float32)
     largest = tl.max(tl.abs(x))
     smallest = 1e-30  # as SMALLEST_MAGNITUDE of the reference
     inverse = tl.where(largest > smallest, limit * tl.div_rn(1.0, tl.maximum(largest, smallest)), 0.0)
-    rounding = 12582912.0  # 1.5 * 2^23: a small number added to it loses what is behind its point, half to even
-    return (x * inverse + rounding) - rounding, tl.div_rn(largest, limit)
+    if IS_FLOAT8:
+        numbers = to_float8(x * inverse)
+    else:
+        rounding = 12582912.0  # 1.5 * 2^23: a small number added to it loses what is behind its point, half to even
+        numbers = (x * inverse + rounding) - rounding
+    return numbers, tl.div_rn(largest, limit)
 
 
 @triton.jit
@@ -89,8 +95,8 @@ def rotate_and_store(
         slot = tl.load(slots_ptr + row)
         corner, offset = (slot // POSITIONS * groups + group) * POSITIONS, slot % POSITIONS
         if HAS_SCALES:
-            k, k_scale = quantized(k, limit)
-            v, v_scale = quantized(v, limit)
+            k, k_scale = quantized(k, limit, keys_ptr.dtype.element_ty == tl.uint8)
+            v, v_scale = quantized(v, limit, values_ptr.dtype.element_ty == tl.uint8)
             tl.store(scales_ptr + corner + offset, k_scale)
             tl.store(scales_ptr + scales_stride + corner + offset, v_scale)
         k_at = keys_ptr + corner * HEAD_DIM + offset * key_stride + place * place_stride
