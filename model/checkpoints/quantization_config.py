@@ -162,7 +162,8 @@ def _compressed_floats(weights: Json, inputs: Json | None, within: str) -> Schem
 def _compressed_integers(weights: Json, inputs: Json | None, is_in_words: bool, within: str) -> Scheme:
     within_weights = f"{within}weights."
     bits = _honour(weights, "num_bits", *((4, 8) if is_in_words else (8,)), within=within_weights)
-    strategy = _honour(weights, "strategy", "tensor", "channel", "group", within=within_weights)
+    strategies = ("tensor", "channel") if inputs is not None else ("tensor", "channel", "group")
+    strategy = _honour(weights, "strategy", *strategies, within=within_weights)
     is_symmetric = _honour(weights, "symmetric", True, False, default=True, within=within_weights)
     if is_in_words and inputs is not None:
         raise ValueError(f"quantization_config: {within}input_activations are not supported with pack-quantized")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.quantization.formats import WORD_BITS, Scaled
 from model.quantization.integers import IntegerMatrix, Integers, check_cut, fields
-from model.quantization.rounding import Rounding, check_columns_part
+from model.quantization.rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,10 @@ class CompressedMatrix(IntegerMatrix):
 
     @property
     def scaled(self) -> Scaled:
+        """Where rows are rounded whole, ranks cannot share their columns: they are one group then."""
         group = self.layout.group if self.groups is None else self.per_word
+        if self.layout.rounds_input and self.input_scale is None:
+            group = self.shape[1]
         return Scaled("I", self.layout.bits, group or 0)
 
     @property
@@ -105,7 +108,6 @@ class CompressedMatrix(IntegerMatrix):
             zeros = self._zeros_of_rows(start, length)
             codes = self.codes.narrow(0, start, length)
             return CompressedMatrix(self.layout, codes, scales, zeros, self.groups, self.input_scale)
-        check_columns_part(self.rounding)
         check_cut(dim, start, length, group or per_word)
         codes = self.codes.narrow(1, start // per_word, length // per_word)
         if not group or self.groups is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from model.quantization.formats import Scaled
 from model.quantization.integers import check_cut
 from model.quantization.matrix import PackedMatrix
-from model.quantization.rounding import Rounding, check_columns_part
+from model.quantization.rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ class Float8Matrix(PackedMatrix):
 
     @property
     def name(self) -> str:
-        return str(Scaled("F", 8, self.block[1] if self.scales.shape[1] > 1 else 0))
+        """Where rows are rounded whole, ranks cannot share their columns: they are one group then."""
+        rounds_rows = self.layout.rounds_input and self.layout.input_group is None and self.input_scale is None
+        return str(Scaled("F", 8, self.block[1] if rounds_rows or self.scales.shape[1] > 1 else 0))
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -88,7 +90,6 @@ class Float8Matrix(PackedMatrix):
         if dim == 0:
             scales = self.scales_of_rows().narrow(0, start, length)
             return Float8Matrix(numbers, scales, (1, self.block[1]), self.layout, self.input_scale)
-        check_columns_part(self.rounding)
         if self.scales.shape[1] == 1:
             return Float8Matrix(numbers, self.scales, (self.block[0], length), self.layout, self.input_scale)
         step, is_last = self.block[1], start + length == self.shape[1]

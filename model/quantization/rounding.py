@@ -39,9 +39,3 @@ class Rounding:
         """x as the model sees it, in x's dtype."""
         numbers, scales = self.split(x_TD)
         return (numbers.float() * scales).flatten(1).to(x_TD.dtype)
-
-
-def check_columns_part(rounding: Rounding | None) -> None:
-    """Raises ValueError where ranks would each round their own columns of rows that the model rounds whole."""
-    if rounding and rounding.group is None and rounding.scale is None:
-        raise ValueError("tensor-parallel: the checkpoint rounds whole rows of activations, which would be cut")
