@@ -6,6 +6,7 @@ PORT ?= 8000
 # Where torch's builds without CUDA are: a page of links, or a folder of wheels.
 TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
+UNTIMED = tests/kernels tests/model tests/checkpoints
 
 .PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure bench-scale-out bench-simulation gpu-check \
 	soak deploy-test image image-test requirements sbom clean
@@ -13,10 +14,10 @@ BIN := $(VENV)/bin
 serve: $(VENV)/.installed
 	$(BIN)/headrace serve --model $(MODEL) --port $(PORT)
 
-# On all cores what one core interprets and compiles of Triton; the others measure time, or use all cores themselves.
+# On all cores the tests that measure no time; then the others, some of which use all cores themselves.
 test: $(VENV)/.installed-test
-	$(BIN)/python -P -m pytest -n logical --dist loadfile tests/kernels
-	$(BIN)/python -P -m pytest --ignore tests/kernels
+	$(BIN)/python -P -m pytest -n logical --dist loadfile $(UNTIMED)
+	$(BIN)/python -P -m pytest $(UNTIMED:%=--ignore %)
 
 check: lint types test
 

@@ -76,8 +76,8 @@ def a_rejected_draft_leaves_its_keys_and_values(patch: Patch) -> None:
 
 
 def packed_with(patch: Patch, change: Callable[[Inputs], None]) -> None:
-    def packed(*given: Any) -> Inputs:
-        inputs = pack(*given)
+    def packed(*given: Any, **named: Any) -> Inputs:
+        inputs = pack(*given, **named)
         change(inputs)
         return inputs
 
