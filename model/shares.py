@@ -88,7 +88,8 @@ def _piece(count: int, step: int, ranks: Ranks, what: str) -> range:
     """A near-even piece of `count` things, of which `step` cannot be parted: a file has packed them together."""
     steps = -(-count // step)
     if steps < ranks.size:
-        raise ValueError(f"tensor-parallel: {what} can be cut into {steps} parts, too few for {ranks.size} ranks")
+        why = f": the file packs or rounds {step} of them together" if step > 1 else ""
+        raise ValueError(f"tensor-parallel: {what} can be cut into {steps} parts, too few for {ranks.size} ranks{why}")
     return ranks.piece(count, step)
 
 
