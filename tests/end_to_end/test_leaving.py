@@ -28,7 +28,7 @@ async def started(server: RunningServer, asked: list[Body]) -> tuple[Answers, as
 
 
 async def test_a_server_that_is_told_to_end_finishes_64_streams(tiny_model: Path) -> None:
-    asked = bodies(64, 250)  # longer than the delay
+    asked = bodies(64, 450)  # longer than the delay
     options = ("--drain-delay", "0.5", "--max-sequences", "70")
     with running_server("--model", str(tiny_model), *options) as server:
         golden = await ask(server.url, asked)
