@@ -6,7 +6,7 @@ PORT ?= 8000
 # Where torch's builds without CUDA are: a page of links, or a folder of wheels.
 TORCH_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 BIN := $(VENV)/bin
-UNTIMED = tests/kernels tests/model tests/checkpoints tests/exactness
+UNTIMED = $(addprefix tests/,kernels model checkpoints exactness bench conformance scale_out)
 
 .PHONY: serve test check lint types format bench bench-peers bench-accuracy bench-serving bench-recovery bench-structure bench-scale-out bench-simulation gpu-check \
 	soak deploy-test image image-test requirements sbom clean
