@@ -16,8 +16,8 @@ serve: $(VENV)/.installed
 
 # On all cores the tests that measure no time; then the others, some of which use all cores themselves.
 test: $(VENV)/.installed-test
-	$(BIN)/python -P -m pytest -n logical --dist loadfile $(UNTIMED)
-	$(BIN)/python -P -m pytest $(UNTIMED:%=--ignore %)
+	$(BIN)/python -P -m pytest -n logical --dist loadfile $(UNTIMED); untimed=$$?; \
+	$(BIN)/python -P -m pytest $(UNTIMED:%=--ignore %) && exit $$untimed
 
 check: lint types test
 

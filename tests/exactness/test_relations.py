@@ -385,7 +385,7 @@ def test_m06_a_stream_adds_up_to_the_unstreamed_text(served: Served, text: str) 
 
 
 def drawn(**body: Any) -> Body:
-    """At temperature 2 the copying model errs often, so that seeds tell."""
+    """At temperature 2 the copying model errs in one answer of three or so, so that seeds tell."""
     return {"prompt": period("What will it be?"), "temperature": 2, "max_tokens": 24, "logprobs": 2} | body
 
 
@@ -477,7 +477,7 @@ def test_m18_a_chat_is_the_completion_of_its_rendered_template(served: Served, w
 
 
 def test_m19_another_process_says_the_same(served: Served) -> None:
-    bodies = [drawn(seed=seed) for seed in range(4)] + [drawn(temperature=0)]
+    bodies = [drawn(seed=seed) for seed in range(16)] + [drawn(temperature=0)]  # of 4, all may be the text itself
     before = [served.complete(**body)["choices"] for body in bodies]
     served.replace_engine()
     assert [served.complete(**body)["choices"] for body in bodies] == before
