@@ -20,6 +20,11 @@ class Endpoint:
     faults: tuple[int, ...]  # statuses beside 200
     examples: dict[str, dict[str, Any]] = field(default_factory=dict)  # bodies, by what they show
 
+    @property
+    def ends_with_done(self) -> bool:
+        """Whether the last event's data are no JSON, but OpenAI's word for it."""
+        return self.event in (shapes.ChatCompletionChunk, shapes.Completion)
+
 
 _GENERATING = "Generating"
 _READING = "Reading"

@@ -100,7 +100,7 @@ class _Schemas:
         if endpoint.answer is not None:
             content["application/json"] = {"schema": self._references[endpoint.answer]}
         if endpoint.event is not None:
-            content["text/event-stream"] = {"schema": _event(self._references[endpoint.event])}
+            content["text/event-stream"] = {"schema": _event(self._references[endpoint.event], endpoint.ends_with_done)}
         names = _HEADERS if endpoint.event is not None else ["x-request-id"]
         return {
             "description": endpoint.stream or "The answer.",
@@ -114,8 +114,9 @@ class _Schemas:
         return {str(status): {"description": _FAULTS[status], "content": content} for status in endpoint.faults}
 
 
-def _event(data: dict[str, Any]) -> dict[str, Any]:
+def _event(data: dict[str, Any], ends_with_done: bool) -> dict[str, Any]:
     """One event of a stream, as readers of `text/event-stream` see it: its data are JSON within a string."""
     json_text = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    told = {"anyOf": [json_text, {"type": "string", "const": "[DONE]"}]} if ends_with_done else json_text
     text = {"type": "string"}
-    return {"type": "object", "properties": {"data": json_text, "event": text, "id": text}, "required": ["data"]}
+    return {"type": "object", "properties": {"data": told, "event": text, "id": text}, "required": ["data"]}

@@ -70,7 +70,7 @@ def ask(operation: APIOperation, url: str, examples: int, start: int, outcome: O
             causes = getattr(error, "exceptions", [error])
             wrong = "; ".join(str(cause) for cause in causes)
             outcome.faults.append(
-                f"{operation.label} {case.path_parameters} {case.query} {case.body!r}: {wrong}"[:1000]
+                f"{operation.label}: {wrong}: {case.path_parameters} {case.query} {case.body!r}"[:1000]
             )
 
     try:
