@@ -55,12 +55,13 @@ class FaultyRunner:
             os.read(self.gate[1], 1)
         for chunk in batch.chunks:
             if len(chunk.tokens) - chunk.prompt_length >= AFTER_TOKENS:
-                self.disturb(chunk, "".join(chr(FIRST + token) for token in chunk.tokens[: chunk.prompt_length]))
+                prompt = "".join(chr(FIRST + token) for token in chunk.tokens[: chunk.prompt_length])
+                self.disturb(chunk, prompt, is_alone=len(batch.chunks) == 1)
         if self.is_broken:
             raise RuntimeError("the device is broken")
         return self.runner.run(batch)
 
-    def disturb(self, chunk: Chunk, prompt: str) -> None:
+    def disturb(self, chunk: Chunk, prompt: str, is_alone: bool) -> None:
         if "KILL" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
         if "RAISE" in prompt:
@@ -69,7 +70,7 @@ class FaultyRunner:
             self.cache.poison(chunk.blocks[:1])
         if "HANG" in prompt and self.is_first():
             time.sleep(3600)
-        if "BREAK" in prompt and self.is_first():
+        if "BREAK" in prompt and not is_alone and self.is_first():  # of one alone it would be taken for its own fault
             self.is_broken = True
 
     def is_first(self) -> bool:
