@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 
 import httpx
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 
@@ -109,7 +109,14 @@ def random_schemas(count: int) -> list[Schema]:
     """The same ones every time."""
     made: list[Schema] = []
 
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(st.one_of(_objects(INNER), INNER))
     def collect(schema: Schema) -> None:
         made.append({**schema, "$defs": DEFINITIONS})

@@ -102,12 +102,14 @@ def test_a_killed_engine_changes_no_bit_of_what_is_read(server: RunningServer) -
         with ThreadPoolExecutor() as pool:
             futures = [pool.submit(post, server, path, **body) for path, body in asking]
             if killing:
-                wait_until(lambda: server.metric("headrace_requests_running") > 1)
+                wait_until(lambda: server.metric("headrace_prefix_cache_query_tokens_total") > queried)
                 os.kill(server.engine, signal.SIGKILL)
             return [future.result() for future in futures]
 
+    queried = server.metric("headrace_prefix_cache_query_tokens_total")
     resumed, calm = ask(True), ask(False)  # in this order: the second time, most is in the prefix cache
     assert server.metric("headrace_engine_restarts_total") == 1
+    assert server.metric("headrace_requests_resumed_total") > 1
     assert resumed[0]["data"] == calm[0]["data"]
     assert resumed[1]["choices"] == calm[1]["choices"]
     assert resumed[2]["answers"] == calm[2]["answers"]

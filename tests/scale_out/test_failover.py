@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_cluster import ScriptedCluster, Seen, answer, dies, engine_on, order, until
 
@@ -27,7 +27,7 @@ async def tokens_of(stream: TokenStream) -> list[int]:
 
 
 @given(st.lists(st.integers(0, 7), max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whenever_replicas_die_the_tokens_are_those_of_one_that_lives(deaths: list[int]) -> None:
     async def ask() -> None:
         cluster, seen = ScriptedCluster(dies(*deaths)), Seen()

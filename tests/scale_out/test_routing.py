@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.scale_out.routing import BLOCK_TOKENS, CROWD_TOKENS, PrefixRouting, prefix_keys
@@ -84,6 +84,7 @@ def test_the_oldest_prompts_and_their_ends_are_forgotten_first() -> None:
     assert routing.rank(prefix_keys([5] * 10 * BLOCK_TOKENS), idle("a")).held_tokens == 10 * BLOCK_TOKENS
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=60), st.data())
 def test_every_replica_is_ranked_and_the_first_costs_least(
     asked: Iterable[tuple[int, int]], data: st.DataObject
