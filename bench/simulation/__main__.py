@@ -23,7 +23,7 @@ import msgspec
 from bench.servers import NoStart
 from bench.simulation.chart import chart
 from bench.simulation.document import document
-from bench.simulation.predict import BY_CROWD, BY_RATE, BY_REPLICAS, Prediction, predict_all
+from bench.simulation.predict import BY_RATE, BY_REPLICAS, BY_WEIGHT, Prediction, predict_all
 from bench.simulation.step_time import Measured
 from bench.simulation.steps import measure
 from bench.simulation.validation import Comparison, validate
@@ -64,7 +64,7 @@ def validation() -> None:
 
 def predictions() -> None:
     made: list[Prediction] = []
-    for prediction in predict_all([*BY_REPLICAS, *BY_RATE, *BY_CROWD], _step_times()):
+    for prediction in predict_all([*BY_REPLICAS, *BY_RATE, *BY_WEIGHT], _step_times()):
         made.append(prediction)
         _keep(PREDICTIONS, made)
 
@@ -75,9 +75,9 @@ PARTS: dict[str, Callable[[], None]] = {"steps": steps, "validate": validation, 
 def write_page() -> None:
     """From what is kept."""
     kept = {one.scenario: one for one in msgspec.json.decode(PREDICTIONS.read_bytes(), type=list[Prediction])}
-    by_replicas, by_rate, by_crowd = ([kept[one] for one in each] for each in (BY_REPLICAS, BY_RATE, BY_CROWD))
+    by_replicas, by_rate, by_weight = ([kept[one] for one in each] for each in (BY_REPLICAS, BY_RATE, BY_WEIGHT))
     comparisons = msgspec.json.decode(VALIDATION.read_bytes(), type=list[Comparison])
-    page = document(_step_times(), comparisons, by_replicas, by_rate, by_crowd)
+    page = document(_step_times(), comparisons, by_replicas, by_rate, by_weight)
     HERE.with_suffix(".md").write_text(page, encoding="utf-8")
     HERE.with_suffix(".svg").write_text(chart(by_replicas, by_rate), encoding="utf-8")
 

@@ -17,6 +17,9 @@ class Router(Protocol):
     def send(self, arrival: Arrival) -> int:
         """The place of the replica that is to answer."""
 
+    def begun(self, arrival_id: int) -> None:
+        """That one has its first token."""
+
     def through(self, arrival_id: int) -> None:
         """That one has its answer."""
 
@@ -42,7 +45,10 @@ def simulate(replicas: Sequence[Replica], arrivals: Iterable[Arrival], router: R
     def finish_steps(until: float) -> None:
         while steps and steps[0][0] <= until:
             end, place = heappop(steps)
-            for id, record in replicas[place].finish(end):
+            ended = replicas[place].finish(end)
+            for id in ended.begun:
+                router.begun(id)
+            for id, record in ended.through.items():
                 records[id] = record
                 router.through(id)
             begin(place, end)

@@ -8,7 +8,7 @@ from bench.simulation.step_time import Measured
 from bench.simulation.validation import SCALE, Comparison
 from bench.simulation.validation import TARGET as VALIDATION_TARGET
 from server.bench.measure import Slo
-from server.scale_out.routing import CROWD_TOKENS
+from server.scale_out.routing import CROWD_TOKENS, LACKING_WEIGHT
 
 COMPARED = {
     "TTFT p50, s": "ttft_p50",
@@ -24,7 +24,7 @@ def document(
     comparisons: Sequence[Comparison],
     by_replicas: Sequence[Prediction],
     by_rate: Sequence[Prediction],
-    by_crowd: Sequence[Prediction],
+    by_weight: Sequence[Prediction],
 ) -> str:
     """The page, in Markdown."""
     return f"""# What many replicas would do
@@ -43,14 +43,15 @@ Written by `make bench-simulation`.
 
 {_predictions(by_rate, "rate")}
 
-## By what a request in hand counts, {by_crowd[0].scenario.replicas} replicas
+## By what a request in hand counts, {by_weight[0].scenario.replicas} replicas
 
-Affinity weighs the tokens of a prompt that a replica lacks against the requests that it has in hand, each of which
-counts as so many tokens: {CROWD_TOKENS} by default (`CROWD_TOKENS`), or the number behind the router's name.
+Affinity adds {LACKING_WEIGHT} times what a replica lacks of a prompt, what it has still to read of those before it, and
+so many tokens for each request in hand: {CROWD_TOKENS} by default (`CROWD_TOKENS`), or the number behind its name.
+"Counting requests" leaves out what is to be read of others: then a long prompt weighs as much as a short one.
 
-{_predictions(by_crowd, "replicas")}
+{_predictions(by_weight, "replicas")}
 
-{_effort([*by_replicas, *by_rate, *by_crowd])}
+{_effort([*by_replicas, *by_rate, *by_weight])}
 
 ## The steps
 

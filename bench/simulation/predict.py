@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bench.simulation.cluster import simulate
 from bench.simulation.figures import Figures, counted, figures
 from bench.simulation.replica import Replica
-from bench.simulation.routers import AFFINITIES, ROUTERS
+from bench.simulation.routers import ROUTERS, WEIGHTS
 from bench.simulation.step_time import Measured
 from bench.simulation.traffic import Traffic, read_lengths
 from server.engine.scheduler import Limits
@@ -45,14 +45,14 @@ class Scenario:
         )
 
 
-COMPARED = ("prefix affinity", "prefix affinity, 1024", "least load", "in turn")
+COMPARED = ("prefix affinity", "counting requests, 1024", "least load", "in turn")
 BY_REPLICAS = [
     Scenario(router, replicas, rate=0.15, runs=max(1, ENOUGH_REPLICAS // replicas))
     for replicas in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1000)
     for router in COMPARED
 ]
 BY_RATE = [Scenario(router, 16, rate, runs=2) for rate in (0.05, 0.1, 0.15, 0.2, 0.25) for router in COMPARED]
-BY_CROWD = [Scenario(router, 16, rate=0.15, runs=2) for router in AFFINITIES]
+BY_WEIGHT = [Scenario(router, 16, rate=0.15, runs=2) for router in WEIGHTS]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ async def ask_all(urls: list[str], traffic: Traffic, router: Router) -> list[Rec
 
     async def ask(request: Request) -> Record:
         arrival = next(waiting)
-        record = await clients[router.send(arrival)].stream(request)
+        record = await clients[router.send(arrival)].stream(request, lambda: router.begun(arrival.id))
         router.through(arrival.id)
         return record
 

@@ -1,7 +1,7 @@
 """A replica in virtual time: the real scheduler and block pool, with a clock in the place of a model."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from bench.simulation.traffic import Arrival
 from model.batch import Batch, Sample, Sampling, StepResult
@@ -15,8 +15,16 @@ CHOSEN, NOTHING = [Sample(0)], list[Sample]()
 SAMPLING = Sampling()
 
 
+@dataclass(slots=True)
+class Ended:
+    """What a step was the end of."""
+
+    begun: list[int] = field(default_factory=list)  # who had the first token of it
+    through: dict[int, Record] = field(default_factory=dict)
+
+
 class Replica:
-    """One step at a time: `begin` says when it will be over, `finish` who is through by then.
+    """One step at a time: `begin` says when it will be over, `finish` who has begun and who is through by then.
 
     Nothing ends a request but its length, and drafts are left out: both would need what the text says.
     """
@@ -57,21 +65,22 @@ class Replica:
         self.busy_s += seconds
         return now + seconds
 
-    def finish(self, now: float) -> list[tuple[int, Record]]:
+    def finish(self, now: float) -> Ended:
         """Ends the step; the records tell of the first and the last token only, as nothing else is asked of them."""
         assert self._batch is not None, "no step is under way"
         deltas = self.scheduler.apply(
             StepResult([CHOSEN if chunk.sampling else NOTHING for chunk in self._batch.chunks])
         )
         self._batch = None
-        through = []
+        ended = Ended()
         for delta in deltas:
             record = self.records[delta.id]
             if not record.chunks:
                 record.chunks.append(now)
+                ended.begun.append(delta.id)
             if delta.finish:
                 record.finish = now
                 assert record.usage is not None, "it was told with the request"
                 record.usage = replace(record.usage, cached=delta.cached_tokens)
-                through.append((delta.id, self.records.pop(delta.id)))
-        return through
+                ended.through[delta.id] = self.records.pop(delta.id)
+        return ended

@@ -1,6 +1,7 @@
 """How the streamed answer of a completion becomes a record: text, finish reason, usage and errors with their times."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -52,8 +53,9 @@ _decoder = msgspec.json.Decoder(_Chunk)
 class Answer:
     """Fed with the body of one streamed answer, fills `record`."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, on_first: Callable[[], None] = lambda: None) -> None:
         self.record = record
+        self._on_first = on_first
         self.is_done = False  # [DONE] has come
         self._parser = EventParser()
 
@@ -75,6 +77,8 @@ class Answer:
             self._fail("sse error", error_message(event.data))
         for choice in chunk.choices:
             if choice.has_text:
+                if not self.record.chunks:
+                    self._on_first()
                 self.record.chunks.append(now)
             if choice.finish_reason:
                 self.record.finish = now

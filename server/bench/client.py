@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,10 +24,13 @@ class Client:
         self._timeout_s = timeout_s
         self._idle: list[Connection] = []
 
-    async def stream(self, request: Request) -> Record:
-        """Sends a streaming completion and keeps its times. Never raises for what the server did: see `failure`."""
+    async def stream(self, request: Request, on_first: Callable[[], None] = lambda: None) -> Record:
+        """Sends a streaming completion and keeps its times. Never raises for what the server did: see `failure`.
+
+        `on_first` is called when its first text is there.
+        """
         record = Record(start=time.monotonic(), asked_tokens=request.output_tokens)
-        answer = Answer(record)
+        answer = Answer(record, on_first)
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._exchange("POST", request.path, request.body, answer.feed)

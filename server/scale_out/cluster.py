@@ -54,6 +54,10 @@ class OwnCluster:
         assert self._served is not None, "deployed"
         return self._served.generate(submit)
 
+    def begun(self, sequence: int) -> None:
+        assert self._served is not None, "deployed"
+        self._served.begun(sequence)
+
     async def census(self) -> Census:
         assert self._served is not None, "deployed"
         return await self._served.census()

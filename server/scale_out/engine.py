@@ -66,6 +66,9 @@ class Cluster(Protocol):
     def generate(self, submit: bytes) -> AsyncGenerator[bytes, None]:
         """What one replica says of a sequence, FromReplica each. Raises ReplicaLost; closing it cancels."""
 
+    def begun(self, sequence: int) -> None:
+        """The replica that has it has read its prompt."""
+
     async def census(self) -> Census: ...
 
     async def restart(self) -> None:
@@ -262,6 +265,7 @@ class ClusterEngine:
                     entry.stream.put(delta)
                 if prefill_s is not None:
                     entry.stream.life.hear_prefill(prefill_s)
+                    self._cluster.begun(entry.stream.id)
             case Unable(reason):
                 raise ReplicaLost(reason)
             case Fault(message):

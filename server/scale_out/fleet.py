@@ -1,6 +1,6 @@
 """The replicas of an application as one process sees them: how they are doing, and who gets which request."""
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from server.scale_out.engine import Census
+from server.scale_out.loads import Load, Loads
 from server.scale_out.messages import Beginning, Report
 from server.scale_out.routing import PrefixRouting, Ranking, Why, prefix_keys
 
@@ -31,26 +32,31 @@ class Member:
 class Offer:
     """A request that has been ranked and not been sent yet: until then it weighs on the first of the ranking."""
 
+    sequence: int
     keys: list[int]
     ranking: Ranking
+    unread_tokens: int  # of its prompt, by the first
     is_wanted: Callable[[], bool]  # the caller still waits
 
 
 class Fleet:
-    """Belongs to the thread that routes; `census` may be asked in any."""
+    """Belongs to the thread that routes; `census` and `begun` may be called in any."""
 
     def __init__(self) -> None:
         self._members: Mapping[str, Member] = {}
         self._routing = PrefixRouting()
         self._offers: dict[str, Offer] = {}  # by request
-        self._sent: set[str] = set()  # requests that are with a replica
-        self._in_hand: Counter[str] = Counter()  # requests, by replica
+        self._sequences: dict[str, int] = {}  # by request that is with a replica
+        self._requests: dict[int, str] = {}  # the last one for each of these sequences
+        self._begun: deque[int] = deque()  # sequences that `begun` has told of since requests were last ranked
+        self._in_hand = Loads()
         self._routed: Counter[tuple[str, Why]] = Counter()
 
     def see(self, members: Mapping[str, Member]) -> None:
         """These are all."""
         self._members = members
         self._routing.keep(set(members))
+        self._in_hand.keep(set(members))
 
     def rank(self, request: str, submit: bytes, is_wanted: Callable[[], bool] = lambda: True) -> list[str]:
         """Those who could take an encoded Submit, the best first; one whose engine is away only if all are."""
@@ -58,14 +64,23 @@ class Fleet:
         keys = prefix_keys(begun.prompt, (begun.adapter, begun.salt))
         self._offers = {name: each for name, each in self._offers.items() if name != request and each.is_wanted()}
         ranking = self._routing.rank(keys, self._loads())
-        self._offers[request] = Offer(keys, ranking, is_wanted)
-        self._routing.sent(keys, ranking.replicas[0])  # for those that are ranked before this one is sent
+        unread_tokens = self._routing.sent(keys, ranking.replicas[0])  # for those that are ranked before it is sent
+        self._offers[request] = Offer(begun.id, keys, ranking, unread_tokens, is_wanted)
         return ranking.replicas
 
-    def _loads(self) -> dict[str, int]:
+    def _loads(self) -> dict[str, Load]:
+        """What others have sent is taken to be like what we have."""
+        while self._begun:
+            self._in_hand.begun(self._requests.get(self._begun.popleft()))
         welcoming = {name: each for name, each in self._members.items() if each.is_up} or self._members
-        offered = Counter(offer.ranking.replicas[0] for offer in self._offers.values())
-        return {name: max(each.queued, self._in_hand[name]) + offered[name] for name, each in welcoming.items()}
+        offered: defaultdict[str, Load] = defaultdict(Load)
+        for offer in self._offers.values():
+            offered[offer.ranking.replicas[0]] += Load(1, offer.unread_tokens)
+        ours = {name: self._in_hand.of(name) for name in welcoming}
+        return {
+            name: ours[name].grown(max(each.queued, ours[name].requests)) + offered[name]
+            for name, each in welcoming.items()
+        }
 
     def routed(self, request: str, replica: str) -> None:
         """It has been sent to this one. What was not ranked is of no interest."""
@@ -73,17 +88,22 @@ class Fleet:
         if offer is None:
             return
         first = offer.ranking.replicas[0]
-        if replica != first:
-            self._routing.sent(offer.keys, replica)
-        self._sent.add(request)
-        self._in_hand[replica] += 1
+        unread_tokens = offer.unread_tokens if replica == first else self._routing.sent(offer.keys, replica)
+        self._sequences[request] = offer.sequence
+        self._requests[offer.sequence] = request
+        self._in_hand.sent(request, replica, unread_tokens)
         self._routed[replica, offer.ranking.why if replica == first else "load"] += 1
 
-    def completed(self, request: str, replica: str) -> None:
+    def begun(self, sequence: int) -> None:
+        """It has its first token from the replica that it was sent to last."""
+        self._begun.append(sequence)
+
+    def completed(self, request: str) -> None:
         """In whichever way."""
-        if request in self._sent:
-            self._sent.remove(request)
-            self._in_hand[replica] -= 1
+        self._in_hand.through(request)
+        sequence = self._sequences.pop(request, None)
+        if sequence is not None and self._requests.get(sequence) == request:
+            del self._requests[sequence]
 
     def census(self) -> Census:
         members = self._members

@@ -50,6 +50,7 @@ FromReplica = Aboard | Told | Unable | Fault
 class Beginning(msgspec.Struct, frozen=True, tag="Submit"):
     """What a router reads of a Submit."""
 
+    id: int
     prompt: list[int]
     adapter: str | None = None
     salt: str = ""

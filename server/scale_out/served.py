@@ -36,6 +36,9 @@ class Served:
         finally:
             messages.cancel()
 
+    def begun(self, sequence: int) -> None:
+        fleet_of(self._application).begun(sequence)
+
     async def census(self) -> Census:
         return fleet_of(self._application).census()
 

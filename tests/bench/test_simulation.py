@@ -23,10 +23,12 @@ from model.batch import Batch, Chunk
 from server.bench.measure import Slo
 from server.bench.record import Record, Usage
 from server.engine.scheduler import Limits
+from server.scale_out.routing import CROWD_TOKENS
 
 TIME = StepTime(base=0.003, decoding=0.0015, context=3e-6, prompt=0.0013, pairs=1.4e-6)
 LIMITS = Limits(max_sequences=8, step_tokens=512)
 BLOCKS = 200
+COUNTING = f"counting requests, {CROWD_TOKENS}"
 LENGTHS = [(40, 3), (300, 20), (700, 8)]
 MEASURED = Measured(
     machine="a machine",
@@ -121,6 +123,12 @@ def test_affinity_finds_more_in_the_caches_than_least_load_and_that_more_than_no
     assert cached_share("prefix affinity", 0.0) == 0
 
 
+def test_affinity_that_knows_what_is_unread_waits_less_than_one_that_counts_requests() -> None:
+    arrivals = traffic(600, rate=4.0, seed=3)
+    knowing, counting = (figures([run(router, arrivals).records]) for router in ("prefix affinity", COUNTING))
+    assert knowing.ttft_p90 < counting.ttft_p90
+
+
 def test_least_load_waits_less_than_taking_turns() -> None:
     waits = {router: figures([run(router, traffic(600, rate=9.0, seed=3)).records]) for router in COMPARED}
     assert waits["least load"].ttft_p90 < waits["in turn"].ttft_p90
@@ -194,6 +202,21 @@ def test_scenarios_come_out_the_same_in_other_processes() -> None:
     assert apart == {scenario: predict(scenario, MEASURED).figures for scenario in scenarios}
 
 
+async def test_a_replay_tells_the_router_of_first_tokens_and_of_ends(fake) -> None:
+    class Listening(InTurn):
+        heard: list[tuple[str, int]] = []  # noqa: RUF012 - one router
+
+        def begun(self, arrival_id: int) -> None:
+            self.heard.append(("begun", arrival_id))
+
+        def through(self, arrival_id: int) -> None:
+            self.heard.append(("through", arrival_id))
+
+    router = Listening(1)
+    await ask_all([fake.url[:-3]], traffic(10, rate=200.0, lengths=[(20, 3)]), router)
+    assert sorted(router.heard) == [(what, number) for what in ("begun", "through") for number in range(10)]
+
+
 async def test_a_replay_asks_each_server_what_is_sent_there(fake, second_fake) -> None:
     arrivals = traffic(10, rate=200.0, lengths=[(20, 3)])
     records = await ask_all([fake.url[:-3], second_fake.url[:-3]], arrivals, InTurn(2))
@@ -208,19 +231,25 @@ def test_a_router_hears_of_every_answer() -> None:
         def __init__(self) -> None:
             super().__init__(2)
             self.open: set[int] = set()
+            self.reading: set[int] = set()
             self.most = 0
 
         def send(self, arrival: Arrival) -> int:
             self.open.add(arrival.id)
+            self.reading.add(arrival.id)
             self.most = max(self.most, len(self.open))
             return super().send(arrival)
 
+        def begun(self, arrival_id: int) -> None:
+            self.reading.remove(arrival_id)
+
         def through(self, arrival_id: int) -> None:
+            assert arrival_id not in self.reading
             self.open.remove(arrival_id)
 
     router: Router = (counting := Counting())
     simulate([Replica(LIMITS, BLOCKS, TIME) for _ in range(2)], traffic(60), router)
-    assert counting.open == set()
+    assert counting.open == counting.reading == set()
     assert counting.most > 1
 
 

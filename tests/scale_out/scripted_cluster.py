@@ -63,6 +63,7 @@ class ScriptedCluster:
         self.fingerprint = DESCRIPTION.fingerprint
         self.census_now = Census({}, 2, {})
         self.refusal: str | None = None
+        self.begun_sequences: list[int] = []
         self.stops = 0
 
     async def start(self) -> Description:
@@ -89,6 +90,9 @@ class ScriptedCluster:
                 yield msgspec.msgpack.encode(Told([delta], 0.0 if attempt.told == 1 else None))
         finally:
             attempt.is_closed = True
+
+    def begun(self, sequence: int) -> None:
+        self.begun_sequences.append(sequence)
 
     async def census(self) -> Census:
         return self.census_now

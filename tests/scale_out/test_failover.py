@@ -50,6 +50,8 @@ async def test_the_next_replica_is_told_what_the_last_has_said() -> None:
     first, second = (attempt.submit for attempt in cluster.attempts)
     assert (first.output, first.cached_tokens) == ([], None)
     assert (second.output, second.cached_tokens) == (answer([5], 3), 4)
+    assert cluster.begun_sequences == [first.id, second.id]
+    assert first.id == second.id
     await engine.stop()
 
 

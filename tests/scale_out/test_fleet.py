@@ -1,5 +1,7 @@
 """What is known of the replicas, who gets which request, and what of it is exposed."""
 
+import random
+
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -8,14 +10,15 @@ from server.engine.messages import Stats, Submit
 from server.metrics import NOTHING, Metrics
 from server.scale_out.engine import Census
 from server.scale_out.fleet import Fleet, Member
+from server.scale_out.loads import Load, Loads
 from server.scale_out.messages import Report
 from server.scale_out.series import ReplicaSeries
 
 LONG = list(range(800))
 
 
-def encoded(prompt: list[int], **fields: str) -> bytes:
-    submit = Submit(id=1, prompt=prompt, max_tokens=1, ending_ids=[], sampling=Sampling(), **fields)
+def encoded(prompt: list[int], sequence: int = 1, **fields: str) -> bytes:
+    submit = Submit(id=sequence, prompt=prompt, max_tokens=1, ending_ids=[], sampling=Sampling(), **fields)
     return msgspec.msgpack.encode(submit)
 
 
@@ -46,7 +49,7 @@ def test_requests_in_hand_weigh_until_they_are_completed() -> None:
     assert sorted(sent) == ["a", "a", "b", "b"]
     for number, replica in enumerate(sent):
         if replica == "a":
-            fleet.completed(str(number), replica)
+            fleet.completed(str(number))
     assert [send(fleet, f"next {number}", encoded([9] * 5)) for number in range(2)] == ["a", "a"]
 
 
@@ -71,6 +74,64 @@ def test_what_others_have_sent_weighs_too() -> None:
     assert fleet.rank("1", encoded([1])) == ["b", "a"]
 
 
+def test_a_prompt_weighs_until_it_is_read() -> None:
+    fleet = fleet_of("a", "b")
+    long = send(fleet, "long", encoded(LONG, 1))
+    short = send(fleet, "short", encoded([1] * 16, 2))
+    assert send(fleet, "other", encoded([2] * 16, 3)) == short != long
+    fleet.begun(1)
+    assert send(fleet, "another", encoded([3] * 16, 4)) == long
+
+
+def test_what_others_have_sent_is_taken_to_be_like_what_we_have() -> None:
+    def second(queued: int) -> str:
+        fleet = Fleet()
+        fleet.see({"a": Member(0, None), "b": Member(50, None)})
+        assert send(fleet, "1", encoded(LONG, 1)) == "a"
+        fleet.see({"a": Member(queued, None), "b": Member(10, None)})
+        return send(fleet, "2", encoded([1] * 16, 2))
+
+    assert (second(1), second(3)) == ("a", "b")
+
+
+def test_a_sequence_that_lost_its_replica_weighs_on_the_next() -> None:
+    """The first attempt may be heard to have ended after the second was sent."""
+    fleet = fleet_of("a", "b")
+    lost = send(fleet, "first attempt", encoded(LONG, 7))
+    fleet.rank("second attempt", encoded(LONG, 7))
+    (other,) = {"a", "b"} - {lost}
+    fleet.routed("second attempt", other)
+    fleet.completed("first attempt")
+    assert send(fleet, "1", encoded([1] * 16, 8)) == lost
+    fleet.begun(7)
+    fleet.completed("1")
+    fleet.completed("second attempt")
+    assert {send(fleet, str(number), encoded([number] * 16, number)) for number in (9, 10)} == {"a", "b"}
+
+
+def test_loads_end_at_nothing_in_whichever_order_they_are_heard_of() -> None:
+    loads, rng = Loads(), random.Random(1)
+    for round in range(100):
+        heard = [(each, number) for each in (loads.begun, loads.through) for number in range(5)]
+        for number in range(5):
+            loads.sent(number, rng.choice("ab"), rng.randrange(1000))
+        rng.shuffle(heard)
+        for place, (each, number) in enumerate(heard):
+            assert loads.of("a").requests + loads.of("b").requests > 0 or place >= 5
+            each(number)
+        assert (loads.of("a"), loads.of("b")) == (Load(), Load()), round
+
+
+def test_what_a_replica_that_is_gone_has_in_hand_is_known_until_it_ends() -> None:
+    loads = Loads()
+    loads.sent("1", "a", 100)
+    loads.keep({"b"})
+    assert loads.of("a") == Load(1, 100)
+    loads.through("1")
+    loads.keep({"b"})
+    assert loads.of("a") == Load()
+
+
 def test_who_got_it_instead_of_the_first_had_less_to_do() -> None:
     fleet = fleet_of("a", "b")
     _, second = fleet.rank("1", encoded(LONG))
@@ -90,7 +151,9 @@ def test_a_replica_whose_engine_is_away_gets_nothing_while_another_is_up() -> No
 def test_what_was_never_ranked_is_of_no_interest() -> None:
     fleet = fleet_of("a")
     fleet.routed("description", "a")
-    fleet.completed("description", "a")
+    fleet.completed("description")
+    fleet.begun(1)
+    assert fleet.rank("1", encoded([1])) == ["a"]
     assert fleet.census().routed == {}
 
 
