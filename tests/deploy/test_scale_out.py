@@ -1,9 +1,11 @@
 """Replicas in a real Ray cluster: one endpoint, the tokens of one engine, whatever becomes of a replica."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,23 @@ async def test_what_follows_a_prompt_reaches_the_replica_that_had_it(served: Run
         why: sum(now[key] - before.get(key, 0) for key in now if key[1] == why) for why in ("prefix", "load", "new")
     }
     assert by_why == {"prefix": 12, "load": 0, "new": 6}
+
+
+async def test_a_prompt_that_is_read_keeps_nobody_away(served: RunningServer) -> None:
+    """Four streams, of which the first has a long prompt: two for each replica, as none has anything left to read."""
+    prompts = ["Listen: " + "a river ran uphill and back. " * 60, "A", "Well", "So"]
+    before, running = routed(served), []
+    async with httpx.AsyncClient(base_url=served.url, timeout=60) as client, contextlib.AsyncExitStack() as stack:
+        for prompt in prompts:
+            body = {"prompt": prompt, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+            answer = await stack.enter_async_context(client.stream("POST", "/v1/completions", json=body))
+            running.append(answer.aiter_lines())  # one that is forgotten ends its request
+            await anext(running[-1])
+        wait_until(lambda: sum(routed(served).values()) - sum(before.values()) == 4)
+    by_replica: Counter[str] = Counter()
+    for (replica, why), count in routed(served).items():
+        by_replica[replica] += round(count - before.get((replica, why), 0))
+    assert sorted((+by_replica).values()) == [2, 2]  # some that are gone are still counted
 
 
 async def test_whoever_leaves_is_computed_no_further(served: RunningServer) -> None:
