@@ -12,7 +12,7 @@ MORE_STYLE = """
   .D { stroke: #2f9e44; } circle.D { fill: #2f9e44; }
 """
 WIDTH, ROW_HEIGHT, ROWS, LEFTS = 760, 290, 2, (58, 440)
-LEGEND_STEP = 160
+LEGEND_STEP = 180
 
 Value = Callable[[Prediction], float]
 
