@@ -17,7 +17,7 @@ PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word has each of its rows, counted 
 class AwqMatrix(IntegerMatrix):
     """Words int32 [columns, rows / 8] hold eight rows each, as do those of zeros [groups, rows / 8].
 
-    Scales are [groups, rows]. Source: AutoAWQ's `packing_utils.py`, layout GEMM.
+    Scales are [groups, rows]. Source: `packing_utils.py` of AutoAWQ 0.2.9, layout GEMM: its weights have the same bits.
     """
 
     words: Tensor

@@ -28,7 +28,8 @@ class GptqLayout:
 class GptqMatrix(IntegerMatrix):
     """Words int32 [columns / n, rows] hold n columns each, those of zeros [groups, rows / n] n rows.
 
-    Scales are [groups, rows]. Source: AutoGPTQ's `qlinear_cuda_old.py`.
+    Scales are [groups, rows]. Source: AutoGPTQ 0.7.1, whose weights on a CPU have the same bits: `qlinear_cuda_old.py`,
+    and `qlinear_cuda.py` where g_idx orders columns. A zero of 0 only the former knows.
     """
 
     layout: GptqLayout
