@@ -38,6 +38,10 @@ class Offer:
     unread_tokens: int  # of its prompt, by the first
     is_wanted: Callable[[], bool]  # the caller still waits
 
+    @property
+    def first(self) -> str:
+        return self.ranking.replicas[0]
+
 
 class Fleet:
     """Belongs to the thread that routes; `census` and `begun` may be called in any."""
@@ -62,9 +66,14 @@ class Fleet:
         """Those who could take an encoded Submit, the best first; one whose engine is away only if all are."""
         begun = _beginning.decode(submit)
         keys = prefix_keys(begun.prompt, (begun.adapter, begun.salt))
-        self._offers = {name: each for name, each in self._offers.items() if name != request and each.is_wanted()}
+        before = self._offers.pop(request, None)
+        self._offers = {name: each for name, each in self._offers.items() if each.is_wanted()}
         ranking = self._routing.rank(keys, self._loads())
-        unread_tokens = self._routing.sent(keys, ranking.replicas[0])  # for those that are ranked before it is sent
+        first = ranking.replicas[0]
+        if before is not None and before.first == first:  # nobody took it yet, and it counts as sent already
+            unread_tokens = before.unread_tokens
+        else:
+            unread_tokens = self._routing.sent(keys, first)  # for those that are ranked before this one is sent
         self._offers[request] = Offer(begun.id, keys, ranking, unread_tokens, is_wanted)
         return ranking.replicas
 
@@ -75,7 +84,7 @@ class Fleet:
         welcoming = {name: each for name, each in self._members.items() if each.is_up} or self._members
         offered: defaultdict[str, Load] = defaultdict(Load)
         for offer in self._offers.values():
-            offered[offer.ranking.replicas[0]] += Load(1, offer.unread_tokens)
+            offered[offer.first] += Load(1, offer.unread_tokens)
         ours = {name: self._in_hand.of(name) for name in welcoming}
         return {
             name: ours[name].grown(max(each.queued, ours[name].requests)) + offered[name]
@@ -87,12 +96,11 @@ class Fleet:
         offer = self._offers.pop(request, None)
         if offer is None:
             return
-        first = offer.ranking.replicas[0]
-        unread_tokens = offer.unread_tokens if replica == first else self._routing.sent(offer.keys, replica)
+        unread_tokens = offer.unread_tokens if replica == offer.first else self._routing.sent(offer.keys, replica)
         self._sequences[request] = offer.sequence
         self._requests[offer.sequence] = request
         self._in_hand.sent(request, replica, unread_tokens)
-        self._routed[replica, offer.ranking.why if replica == first else "load"] += 1
+        self._routed[replica, offer.ranking.why if replica == offer.first else "load"] += 1
 
     def begun(self, sequence: int) -> None:
         """It has its first token from the replica that it was sent to last."""

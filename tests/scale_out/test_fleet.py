@@ -83,6 +83,16 @@ def test_a_prompt_weighs_until_it_is_read() -> None:
     assert send(fleet, "another", encoded([3] * 16, 4)) == long
 
 
+def test_a_prompt_that_is_ranked_again_weighs_as_before() -> None:
+    """Until somebody takes it, Serve asks again and again."""
+    fleet = fleet_of("a", "b")
+    for _ in range(3):
+        first = fleet.rank("long", encoded(LONG, 1))[0]
+    fleet.routed("long", first)
+    others = [send(fleet, str(number), encoded([number] * 16, number)) for number in (2, 3)]
+    assert first not in others
+
+
 def test_what_others_have_sent_is_taken_to_be_like_what_we_have() -> None:
     def second(queued: int) -> str:
         fleet = Fleet()
