@@ -16,6 +16,7 @@ from torch import Tensor
 from model.checkpoints import CheckpointError, open_checkpoint
 from model.kernels import Kernels, select
 from model.kernels.triton import TritonKernels
+from model.quantization.matrix import PackedMatrix
 from model.quantization.rounding import Rounding
 from model.weights import WeightsError
 
@@ -133,6 +134,17 @@ def test_activations_are_rounded_as_the_checkpoint_says(
     for kernels in (None, select(CPU, torch.float32) if how[0] == FLOAT else None):
         logits = torch.cat(load(tmp_path, kernels).logits(sequences))
         assert (logits - want).abs().quantile(0.99) < 1e-4, "more differs than what lies between two steps"
+
+
+def test_fp8_weights_are_those_that_transformers_makes_of_them(tmp_path: Path, lively: Any) -> None:
+    quantizers.write_packed(lively(llama()), tmp_path, quantizers.floats((16, 32), "weight_scale_inv"), BLOCKS)
+    how = hf.FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 32))
+    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
+    weights = theirs.state_dict()
+    packed = {name: m for name, m in open_checkpoint(tmp_path).tensors() if isinstance(m, PackedMatrix)}
+    assert len(packed) == 7 * SIZES["num_hidden_layers"]
+    for name, matrix in packed.items():
+        assert torch.equal(matrix.dequantize(), weights[name]), name
 
 
 class RoundingKernels(Kernels):
