@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -37,6 +37,7 @@ class Offer:
     ranking: Ranking
     unread_tokens: int  # of its prompt, by the first
     is_wanted: Callable[[], bool]  # the caller still waits
+    over_at: str | None = None  # this replica had no room for it, or is through with it already
 
     @property
     def first(self) -> str:
@@ -51,7 +52,6 @@ class Fleet:
         self._routing = PrefixRouting()
         self._offers: dict[str, Offer] = {}  # by request
         self._sequences: dict[str, int] = {}  # by request that is with a replica
-        self._requests: dict[int, str] = {}  # the last one for each of these sequences
         self._begun: deque[int] = deque()  # sequences that `begun` has told of since requests were last ranked
         self._in_hand = Loads()
         self._routed: Counter[tuple[str, Why]] = Counter()
@@ -64,8 +64,8 @@ class Fleet:
 
     def rank(self, request: str, submit: bytes, is_wanted: Callable[[], bool] = lambda: True) -> list[str]:
         """Those who could take an encoded Submit, the best first; one whose engine is away only if all are."""
-        begun = _beginning.decode(submit)
-        keys = prefix_keys(begun.prompt, (begun.adapter, begun.salt))
+        beginning = _beginning.decode(submit)
+        keys = prefix_keys(beginning.prompt, (beginning.adapter, beginning.salt))
         before = self._offers.pop(request, None)
         self._offers = {name: each for name, each in self._offers.items() if each.is_wanted()}
         ranking = self._routing.rank(keys, self._loads())
@@ -74,13 +74,12 @@ class Fleet:
             unread_tokens = before.unread_tokens
         else:
             unread_tokens = self._routing.sent(keys, first)  # for those that are ranked before this one is sent
-        self._offers[request] = Offer(begun.id, keys, ranking, unread_tokens, is_wanted)
+        self._offers[request] = Offer(beginning.id, keys, ranking, unread_tokens, is_wanted)
         return ranking.replicas
 
     def _loads(self) -> dict[str, Load]:
         """What others have sent is taken to be like what we have."""
-        while self._begun:
-            self._in_hand.begun(self._requests.get(self._begun.popleft()))
+        self._hear_of_begun()
         welcoming = {name: each for name, each in self._members.items() if each.is_up} or self._members
         offered: defaultdict[str, Load] = defaultdict(Load)
         for offer in self._offers.values():
@@ -91,27 +90,34 @@ class Fleet:
             for name, each in welcoming.items()
         }
 
+    def _hear_of_begun(self) -> None:
+        begun = {self._begun.popleft() for _ in range(len(self._begun))}
+        for request, sequence in self._sequences.items():
+            if sequence in begun:
+                self._in_hand.begun(request)
+
     def routed(self, request: str, replica: str) -> None:
         """It has been sent to this one. What was not ranked is of no interest."""
         offer = self._offers.pop(request, None)
         if offer is None:
             return
         unread_tokens = offer.unread_tokens if replica == offer.first else self._routing.sent(offer.keys, replica)
-        self._sequences[request] = offer.sequence
-        self._requests[offer.sequence] = request
-        self._in_hand.sent(request, replica, unread_tokens)
+        if replica != offer.over_at:
+            self._sequences[request] = offer.sequence
+            self._in_hand.sent(request, replica, unread_tokens)
         self._routed[replica, offer.ranking.why if replica == offer.first else "load"] += 1
 
     def begun(self, sequence: int) -> None:
-        """It has its first token from the replica that it was sent to last."""
+        """It has its first token."""
         self._begun.append(sequence)
 
-    def completed(self, request: str) -> None:
-        """In whichever way."""
-        self._in_hand.through(request)
-        sequence = self._sequences.pop(request, None)
-        if sequence is not None and self._requests.get(sequence) == request:
-            del self._requests[sequence]
+    def completed(self, request: str, replica: str) -> None:
+        """In whichever way. Of a short one, Serve may tell this before it tells where it was routed."""
+        if request in self._offers:
+            self._offers[request] = replace(self._offers[request], over_at=replica)
+        elif self._in_hand.replica_of(request) == replica:
+            self._in_hand.through(request)
+            del self._sequences[request]
 
     def census(self) -> Census:
         members = self._members

@@ -31,6 +31,9 @@ class Loads:
     def of(self, replica: str) -> Load:
         return self._of.get(replica, Load())
 
+    def replica_of(self, request: Hashable) -> str | None:
+        return self._at.get(request)
+
     def sent(self, request: Hashable, replica: str, unread_tokens: int) -> None:
         self._at[request] = replica
         self._unread_tokens[request] = unread_tokens

@@ -29,7 +29,7 @@ class PrefixRouter(RequestRouter):
         fleet_of(self.app_name).routed(pending_request.metadata.internal_request_id, replica_id.unique_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        fleet_of(self.app_name).completed(internal_request_id)
+        fleet_of(self.app_name).completed(internal_request_id, replica_id.unique_id)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)

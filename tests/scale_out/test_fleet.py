@@ -49,7 +49,7 @@ def test_requests_in_hand_weigh_until_they_are_completed() -> None:
     assert sorted(sent) == ["a", "a", "b", "b"]
     for number, replica in enumerate(sent):
         if replica == "a":
-            fleet.completed(str(number))
+            fleet.completed(str(number), replica)
     assert [send(fleet, f"next {number}", encoded([9] * 5)) for number in range(2)] == ["a", "a"]
 
 
@@ -111,25 +111,49 @@ def test_a_sequence_that_lost_its_replica_weighs_on_the_next() -> None:
     fleet.rank("second attempt", encoded(LONG, 7))
     (other,) = {"a", "b"} - {lost}
     fleet.routed("second attempt", other)
-    fleet.completed("first attempt")
+    fleet.completed("first attempt", lost)
     assert send(fleet, "1", encoded([1] * 16, 8)) == lost
     fleet.begun(7)
-    fleet.completed("1")
-    fleet.completed("second attempt")
+    fleet.completed("1", lost)
+    fleet.completed("second attempt", other)
     assert {send(fleet, str(number), encoded([number] * 16, number)) for number in (9, 10)} == {"a", "b"}
+
+
+def test_a_request_that_is_through_before_it_is_told_to_be_routed_weighs_nothing() -> None:
+    """Of 1,000 answers of one token under Ray, 40 and 80 were."""
+    fleet = fleet_of("a", "b")
+    for number in range(9):
+        first = fleet.rank(str(number), encoded([1] * 16))[0]
+        fleet.completed(str(number), first)
+        fleet.routed(str(number), first)
+    assert fleet.census().routed == {("a", "new"): 1, ("a", "prefix"): 8}
+
+
+def test_a_replica_without_room_is_not_the_one_that_takes_it() -> None:
+    """That it is through with the request may be told before the next is asked, or after it has taken it."""
+    fleet = fleet_of("a", "b")
+    for number in "123":
+        fleet.rank(number, encoded([1] * 5))
+        fleet.completed(number, "a")
+        fleet.rank(number, encoded([1] * 5))
+        fleet.routed(number, "b")
+        fleet.completed(number, "a")
+    assert [send(fleet, f"next {number}", encoded([1] * 5)) for number in range(3)] == ["a", "a", "a"]
 
 
 def test_loads_end_at_nothing_in_whichever_order_they_are_heard_of() -> None:
     loads, rng = Loads(), random.Random(1)
-    for round in range(100):
-        heard = [(each, number) for each in (loads.begun, loads.through) for number in range(5)]
+    for _ in range(100):
         for number in range(5):
             loads.sent(number, rng.choice("ab"), rng.randrange(1000))
+        heard = [(each, number) for each in (loads.begun, loads.through) for number in range(5)]
         rng.shuffle(heard)
-        for place, (each, number) in enumerate(heard):
-            assert loads.of("a").requests + loads.of("b").requests > 0 or place >= 5
+        left = 5
+        for each, number in heard:
             each(number)
-        assert (loads.of("a"), loads.of("b")) == (Load(), Load()), round
+            left -= each == loads.through
+            assert (loads.of("a") + loads.of("b")).requests == left
+        assert (loads.of("a"), loads.of("b")) == (Load(), Load())
 
 
 def test_what_a_replica_that_is_gone_has_in_hand_is_known_until_it_ends() -> None:
@@ -161,7 +185,7 @@ def test_a_replica_whose_engine_is_away_gets_nothing_while_another_is_up() -> No
 def test_what_was_never_ranked_is_of_no_interest() -> None:
     fleet = fleet_of("a")
     fleet.routed("description", "a")
-    fleet.completed("description")
+    fleet.completed("description", "a")
     fleet.begun(1)
     assert fleet.rank("1", encoded([1])) == ["a"]
     assert fleet.census().routed == {}
