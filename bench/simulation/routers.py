@@ -43,7 +43,7 @@ class CountingRouter(RankingRouter):
         return Load(super()._load(replica).requests)
 
 
-class LeastLoad(CountingRouter):
+class LeastLoad(RankingRouter):
     """No prompt has keys."""
 
     def _keys(self, _: Sequence[int]) -> list[int]:

@@ -203,18 +203,17 @@ def test_scenarios_come_out_the_same_in_other_processes() -> None:
 
 
 async def test_a_replay_tells_the_router_of_first_tokens_and_of_ends(fake) -> None:
-    class Listening(InTurn):
-        heard: list[tuple[str, int]] = []  # noqa: RUF012 - one router
+    heard: list[tuple[str, int]] = []
 
+    class Listening(InTurn):
         def begun(self, arrival_id: int) -> None:
-            self.heard.append(("begun", arrival_id))
+            heard.append(("begun", arrival_id))
 
         def through(self, arrival_id: int) -> None:
-            self.heard.append(("through", arrival_id))
+            heard.append(("through", arrival_id))
 
-    router = Listening(1)
-    await ask_all([fake.url[:-3]], traffic(10, rate=200.0, lengths=[(20, 3)]), router)
-    assert sorted(router.heard) == [(what, number) for what in ("begun", "through") for number in range(10)]
+    await ask_all([fake.url[:-3]], traffic(10, rate=200.0, lengths=[(20, 3)]), Listening(1))
+    assert sorted(heard) == [(what, number) for what in ("begun", "through") for number in range(10)]
 
 
 async def test_a_replay_asks_each_server_what_is_sent_there(fake, second_fake) -> None:
